@@ -1,0 +1,200 @@
+"""What every dataset has in common: a `SemanticDataset` reads samples, a `SemanticDataModule` makes loaders of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from seglight.data.samplers import EvalSampler, TrainSampler
+from seglight.data.transforms import TrainTransform, eval_batch, train_batch
+
+Split = Literal["train", "val", "test"]
+
+
+class SemanticDataset(Dataset):
+    """Images and label maps of one split, at their original size.
+
+    Subclasses set `ids` and write `read`.
+    """
+
+    ids: list[str]
+    """Names of the samples, unique, in a stable order."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One sample: image uint8 (H, W, 3) RGB and label map uint8 (H, W) with 0..K-1 or 255."""
+        raise TypeError(f"{type(self).__name__} must define read(index).")
+
+    def check(self, num_classes: int) -> None:
+        """Look for faults before training starts. Datasets made of files look at every one of them.
+
+        Raises:
+            seglight.data.check.DataError: with all findings, worst first.
+        """
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data, for the run folder: plain JSON values."""
+        return {"samples": len(self)}
+
+
+class _TrainView(Dataset):
+    """Lets a DataLoader worker build a whole batch at once, each sample written straight into its slot."""
+
+    def __init__(self, dataset: SemanticDataset, transform: TrainTransform, seed: int):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
+        return train_batch(self.dataset, keys, self.transform, self.seed)
+
+
+class _EvalView(Dataset):
+    def __init__(self, dataset: SemanticDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        return eval_batch(self.dataset, indices)
+
+
+def _whole(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch is already collated."""
+    return batch
+
+
+def _single_thread(worker: int) -> None:
+    """Workers are the parallelism: OpenCV's own threads on top would only get in each other's way."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+class SemanticDataModule(LightningDataModule):
+    """One dataset for semantic segmentation: its classes, its splits, its loaders.
+
+    Subclasses set `classes` and `palette` and write `dataset(split)`.
+
+    Args:
+        batch_size: training crops per device.
+        val_batch_size: images per device in validation and test. Scores do not depend on it.
+        workers: loader processes per device; 0 loads in the main process. Batches do not depend on it.
+        seed: of shuffling and augmentation.
+        crop: height and width of a training crop in pixels; one number for a square; null trains on whole images.
+        scale: range of the random resize before the crop.
+        flip: probability of mirroring left to right.
+        rotate: largest random rotation, degrees either way.
+        elastic: standard deviation of the elastic deformation, pixels (U-Net paper: 10).
+        jitter: strength of random brightness, contrast and saturation, 0 for none.
+        check: look at every file before training starts, so that a fault costs seconds rather than a night.
+    """
+
+    classes: tuple[str, ...]
+    """K class names, in label order."""
+    palette: tuple[tuple[int, int, int], ...]
+    """K RGB colours."""
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        workers: int = 2,
+        seed: int = 0,
+        crop: int | tuple[int, int] | None = 512,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip: float = 0.5,
+        rotate: float = 0.0,
+        elastic: float = 0.0,
+        jitter: float = 0.0,
+        check: bool = True,
+    ):
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks is legal in evaluation
+        for name, value, low in (("batch_size", batch_size, 1), ("val_batch_size", val_batch_size, 1), ("workers", workers, 0)):
+            if value < low:
+                raise ValueError(f"data.{name} is {value}; it must be at least {low}.")
+        if crop is None and batch_size > 1:
+            raise ValueError(
+                f"data.crop is null, so every image keeps its own size and cannot be stacked, but data.batch_size is "
+                f"{batch_size}. Set data.batch_size to 1 (trainer.accumulate_grad_batches makes up for it) or give a crop."
+            )
+        self.batch_size, self.val_batch_size, self.workers, self.seed = batch_size, val_batch_size, workers, seed
+        self.transform = TrainTransform(
+            crop=crop, scale=scale, flip=flip, rotate=rotate, elastic=elastic, jitter=jitter
+        )
+        self.check = check
+        self._datasets: dict[str, SemanticDataset] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    def dataset(self, split: Split) -> SemanticDataset:
+        """The samples of a split, without augmentation."""
+        raise TypeError(f"{type(self).__name__} must define dataset(split).")
+
+    def split(self, split: Split) -> SemanticDataset:
+        """`dataset(split)`, built once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.dataset(split)
+        return self._datasets[split]
+
+    def prepare_data(self) -> None:
+        """Check the files of the splits that the command will use. Lightning calls this on one process per node."""
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        wanted = splits.get(self.trainer.state.fn if self.trainer else "fit", ())
+        for split in wanted if self.check else ():
+            self.split(split).check(self.num_classes)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data of the splits in use, for the run folder."""
+        return {
+            "name": type(self).__name__,
+            "classes": list(self.classes),
+            **{split: data.fingerprint() for split, data in self._datasets.items()},
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches as `seglight.types.SemanticBatch`, endless passes over the shuffled data."""
+        trainer, data = self.trainer, self.split("train")
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        batches, skip = max(1, len(data) // (self.batch_size * world)), 0
+        if trainer and trainer.max_steps > 0:
+            batches = trainer.max_steps * trainer.accumulate_grad_batches
+            skip = trainer.global_step * trainer.accumulate_grad_batches
+        sampler = TrainSampler(len(data), self.batch_size, batches, self.seed, rank, world, skip)
+        view = _TrainView(data, self.transform, self.seed)
+        return DataLoader(view, self.batch_size, sampler=sampler, **self._loader_options())
+
+    def _eval_dataloader(self, split: Split) -> DataLoader:
+        data = self.split(split)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = EvalSampler(len(data), rank, world)
+        return DataLoader(_EvalView(data), self.val_batch_size, sampler=sampler, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches as `seglight.types.SemanticEvalBatch`, each image once over all ranks."""
+        return self._eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """As `val_dataloader`, for the test split."""
+        return self._eval_dataloader("test")
+
+    def _loader_options(self) -> dict[str, Any]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {
+            "num_workers": self.workers,
+            "collate_fn": _whole,
+            "pin_memory": on_gpu,
+            "persistent_workers": self.workers > 0,
+            "worker_init_fn": _single_thread,
+        }

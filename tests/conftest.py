@@ -1,0 +1,34 @@
+"""No test touches the network or the user's home, and every test has the same number of threads."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _isolated(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    changed = {
+        "HOME": home, "TORCH_HOME": home / "torch", "HF_HOME": home / "hf", "HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": home / "mpl",
+        "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONFIG_DIR": home / "wandb", "WANDB_CACHE_DIR": home / "wandb",
+        "WANDB_DATA_DIR": home / "wandb", "WANDB_DIR": home / "wandb", "NETRC": home / "netrc",
+    }  # fmt: skip
+    before = dict(os.environ)
+    os.environ.update({key: str(value) for key, value in changed.items()})
+    for secret in ("WANDB_API_KEY", "SEGLIGHT_TRACEBACK"):
+        os.environ.pop(secret, None)
+    torch.set_num_threads(1)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def real_data():
+    """The folder of small real datasets, named by SEGLIGHT_DATA."""
+    path = os.environ.get("SEGLIGHT_DATA")
+    if not path or not Path(path).is_dir():
+        pytest.skip("SEGLIGHT_DATA does not name a folder with the small real datasets")
+    return Path(path)
