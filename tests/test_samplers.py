@@ -55,4 +55,6 @@ def test_batch_larger_than_the_dataset():
 def test_evaluation_sees_each_sample_once(length, world):
     seen = [i for rank in range(world) for i in EvalSampler(length, rank, world)]
     assert sorted(seen) == list(range(length))
-    assert all(len(EvalSampler(length, rank, world)) == len(list(EvalSampler(length, rank, world))) for rank in range(world))
+    assert all(
+        len(EvalSampler(length, rank, world)) == len(list(EvalSampler(length, rank, world))) for rank in range(world)
+    )

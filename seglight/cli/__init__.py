@@ -52,5 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         return experiment.main(argv)
     near = difflib.get_close_matches(verb, VERBS, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    print(f"seglight: there is no verb {verb!r}.{hint} The verbs are {', '.join(VERBS)}; see seglight --help.", file=sys.stderr)
+    print(
+        f"seglight: there is no verb {verb!r}.{hint} The verbs are {', '.join(VERBS)}; see seglight --help.",
+        file=sys.stderr,
+    )
     return 2

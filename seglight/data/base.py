@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import numpy as np
@@ -87,7 +88,7 @@ class SemanticDataModule(LightningDataModule):
         batch_size: training crops per device.
         val_batch_size: images per device in validation and test. Scores do not depend on it.
         workers: loader processes per device; 0 loads in the main process. Batches do not depend on it.
-        seed: of shuffling and augmentation.
+        seed: of shuffling and augmentation; by default that of `seed_everything`.
         crop: height and width of a training crop in pixels; one number for a square; null trains on whole images.
         scale: range of the random resize before the crop.
         flip: probability of mirroring left to right.
@@ -107,7 +108,7 @@ class SemanticDataModule(LightningDataModule):
         batch_size: int = 8,
         val_batch_size: int = 1,
         workers: int = 2,
-        seed: int = 0,
+        seed: int | None = None,
         crop: int | tuple[int, int] | None = 512,
         scale: tuple[float, float] = (0.5, 2.0),
         flip: float = 0.5,
@@ -118,7 +119,11 @@ class SemanticDataModule(LightningDataModule):
     ):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks is legal in evaluation
-        for name, value, low in (("batch_size", batch_size, 1), ("val_batch_size", val_batch_size, 1), ("workers", workers, 0)):
+        for name, value, low in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("workers", workers, 0),
+        ):
             if value < low:
                 raise ValueError(f"data.{name} is {value}; it must be at least {low}.")
         if crop is None and batch_size > 1:
@@ -126,7 +131,10 @@ class SemanticDataModule(LightningDataModule):
                 f"data.crop is null, so every image keeps its own size and cannot be stacked, but data.batch_size is "
                 f"{batch_size}. Set data.batch_size to 1 (trainer.accumulate_grad_batches makes up for it) or give a crop."
             )
-        self.batch_size, self.val_batch_size, self.workers, self.seed = batch_size, val_batch_size, workers, seed
+        self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
+        self.seed = (
+            int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        )  # Lightning puts its seed there
         self.transform = TrainTransform(
             crop=crop, scale=scale, flip=flip, rotate=rotate, elastic=elastic, jitter=jitter
         )
@@ -150,7 +158,7 @@ class SemanticDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Check the files of the splits that the command will use. Lightning calls this on one process per node."""
-        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         wanted = splits.get(self.trainer.state.fn if self.trainer else "fit", ())
         for split in wanted if self.check else ():
             self.split(split).check(self.num_classes)
@@ -173,13 +181,13 @@ class SemanticDataModule(LightningDataModule):
             skip = trainer.global_step * trainer.accumulate_grad_batches
         sampler = TrainSampler(len(data), self.batch_size, batches, self.seed, rank, world, skip)
         view = _TrainView(data, self.transform, self.seed)
-        return DataLoader(view, self.batch_size, sampler=sampler, **self._loader_options())
+        return DataLoader(view, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
 
     def _eval_dataloader(self, split: Split) -> DataLoader:
         data = self.split(split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EvalSampler(len(data), rank, world)
-        return DataLoader(_EvalView(data), self.val_batch_size, sampler=sampler, **self._loader_options())
+        return DataLoader(_EvalView(data), batch_size=self.val_batch_size, sampler=sampler, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader:
         """Batches as `seglight.types.SemanticEvalBatch`, each image once over all ranks."""
@@ -187,6 +195,10 @@ class SemanticDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """As `val_dataloader`, for the test split."""
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test split; labels travel along and are not looked at."""
         return self._eval_dataloader("test")
 
     def _loader_options(self) -> dict[str, Any]:

@@ -1,0 +1,363 @@
+"""`seglight fit|validate|test|predict`: LightningCLI on YAML experiments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionYesNo, get_loader, set_loader
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
+
+from seglight import data, models
+from seglight.callbacks.run_folder import trainer_parts
+from seglight.cli.errors import LINKED, explain, linked
+from seglight.data.base import SemanticDataModule
+from seglight.models.base import STARTS, BaseModel
+
+for package in (models, data):  # jsonargparse knows a short name such as FCN8s once its class is imported
+    for public in package.__all__:
+        getattr(package, public)
+
+PARTS = ("model", "data", "trainer")
+
+
+class UsageError(ValueError):
+    """Something about the command or the experiment is wrong; the text says what to do."""
+
+
+def load_yaml(text: str) -> Any:
+    """Read an experiment so that its short forms mean what they say.
+
+    jsonargparse takes `model: FCN8s` followed by `model.lr: 0.1`, or `data: part.yaml` followed by
+    `data.batch_size: 4`, for a part of which nothing but the override is known, silently. Here the class name or the
+    file takes its long form first, `model.lr` means `model.init_args.lr`, and an override above what it overrides is
+    an error.
+
+    Raises:
+        UsageError: an override stands above its part, or the part does not exist.
+    """
+    tree = get_loader("yaml")(text)
+    if not isinstance(tree, dict):
+        return tree
+    seen: dict[str, Any] = {}
+    for key, value in tree.items():
+        head, *path = str(key).split(".")
+        if not path:
+            seen[key] = _long_form(value) if key in PARTS else value
+        elif head not in tree:  # the part comes from another file, or is a default
+            seen[key] = value
+        elif head not in seen:
+            raise UsageError(f"'{key}' stands above '{head}:', which would replace it. Move it below '{head}:'.")
+        else:
+            if head in ("model", "data") and path[0] not in ("class_path", "init_args", "dict_kwargs"):
+                path.insert(0, "init_args")
+            _override(seen[head], path, value)
+    return seen
+
+
+def _long_form(value: Any) -> Any:
+    """`FCN8s` and `part.yaml` as mappings; jsonargparse stands in the experiment's folder while it reads it."""
+    if not isinstance(value, str):
+        return value
+    if not value.endswith((".yaml", ".yml")):
+        return {"class_path": value}
+    if not Path(value).is_file():
+        raise UsageError(f"The experiment names the part {value}, but there is no {Path(value).resolve()}.")
+    return _long_form(get_loader("yaml")(Path(value).read_text()))
+
+
+def _override(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set one field deep in a part; `name+` appends to a list."""
+    *parents, last = path
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    if last.endswith("+"):
+        tree[last[:-1]] = [*(tree.get(last[:-1]) or []), value]
+    else:
+        tree[last] = value
+
+
+set_loader("seglight", load_yaml, exceptions=(yaml.YAMLError,))
+
+
+class Parser(LightningArgumentParser):
+    """Errors are one readable paragraph."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Explain and leave with status 2."""
+        fail(explain(str(message)))
+
+
+def fail(message: str) -> None:
+    """Print one paragraph on rank 0 and leave with status 2."""
+    if rank_zero_only.rank == 0:
+        print(f"seglight: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def validation_interval(val_every: int | None, max_steps: int, accumulate: int) -> int | None:
+    """Optimiser steps between validations as Lightning counts them: in batches.
+
+    The last step is always one that is scored: a given interval must divide max_steps, the default is the nearest
+    divisor that gives ten validations or fewer.
+    """
+    if max_steps <= 0:
+        return None if val_every is None else val_every * accumulate
+    if val_every is None:
+        val_every = next(max_steps // n for n in range(min(10, max_steps), 0, -1) if max_steps % n == 0)
+    val_every = min(val_every, max_steps)
+    if val_every < 1 or max_steps % val_every:
+        down, up = max_steps // max(val_every, 1) * val_every, -(-max_steps // max(val_every, 1)) * val_every
+        raise UsageError(
+            f"val_every is {val_every} and does not divide trainer.max_steps {max_steps}, so the last steps would "
+            f"never be scored. Use a max_steps of {down} or {up}, or another val_every."
+        )
+    return val_every * accumulate
+
+
+class ExperimentCLI(LightningCLI):
+    """LightningCLI plus: the class link, the run folder, `--resume`, and steps as the only unit."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links and the few options that are neither model, data nor Trainer."""
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.add_argument("--out", type=str | None, help="Run folder; by default runs/ and the experiment's name.")
+        parser.add_argument(
+            "--resume", action=ActionYesNo, default=False, help="Continue from last.ckpt of the run folder."
+        )
+        parser.add_argument(
+            "--overwrite", action=ActionYesNo, default=False, help="Delete the run folder and start anew."
+        )
+        parser.add_argument("--val_every", type=int | None, help="Optimiser steps between validations.")
+        parser.set_defaults(
+            {
+                "trainer.max_steps": 10000,
+                "trainer.check_val_every_n_epoch": None,
+                "trainer.num_sanity_val_steps": 1,
+                "trainer.enable_model_summary": False,  # the run folder's first screen says it
+                "trainer.logger": False,
+                "trainer.use_distributed_sampler": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Everything that can be refused before anything heavy is built is refused here."""
+        config = self.config[self.subcommand]
+        self._refuse_linked(config)
+        trainer = config.trainer
+        interval = validation_interval(config.val_every, trainer.max_steps, trainer.accumulate_grad_batches)
+        if trainer.val_check_interval is not None:
+            raise UsageError("trainer.val_check_interval counts batches; give val_every, in optimiser steps, instead.")
+        self.yaml = self._parser(self.subcommand).dump(config, skip_link_targets=True)
+        trainer.val_check_interval = interval
+        self._choose_precision(trainer)
+        self.run_dir = self._run_dir(config)
+        for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+            arguments = getattr(logger, "init_args", {})
+            if "save_dir" in arguments and str(arguments["save_dir"] or ".") == ".":
+                arguments["save_dir"] = str(self.run_dir)
+            if config.get("resume") and arguments.get("id", "") is None:
+                arguments["id"] = _dashboard_id(config.ckpt_path)
+
+    def _refuse_linked(self, config: Any) -> None:
+        for section, base in (("model", BaseModel), ("data", SemanticDataModule)):
+            if config[section].class_path.rpartition(".")[2] == base.__name__:
+                raise UsageError(f"{section} does not say which class. Give one, for instance --{section} NAME.")
+        for name in LINKED:
+            if config.model.init_args.get(name) is not None:
+                raise UsageError(linked(name))
+
+    def _choose_precision(self, trainer: Any) -> None:
+        import torch
+
+        on_gpu = torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
+        if trainer.precision is None:
+            trainer.precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        elif "bf16" in str(trainer.precision) and not on_gpu:
+            warnings.warn(
+                f"trainer.precision is {trainer.precision} on a CPU: most CPUs emulate bf16 and train 10 to 30 times "
+                f"slower than with 32-true.",
+                stacklevel=2,
+            )
+
+    def _run_dir(self, config: Any) -> Path:
+        """The run folder, free to write to: named, checked, and emptied only when asked."""
+        first = rank_zero_only.rank == 0
+        if self.subcommand != "fit":
+            return _free(Path(config.get("out") or _run_of(config) / self.subcommand))
+        path = Path(config.out or Path("runs") / experiment_name(config))
+        if config.resume and config.overwrite:
+            raise UsageError("--resume continues a run and --overwrite deletes it; give one of them.")
+        last = path / "checkpoints" / "last.ckpt"
+        if config.resume:
+            if not last.is_file():
+                raise UsageError(f"--resume finds no {last}. Start the run without it, or name its folder with --out.")
+            config.ckpt_path = str(last)
+        elif first and path.is_dir() and any(path.iterdir()):
+            if not config.overwrite:
+                raise UsageError(
+                    f"The run folder {path} is not empty. Continue that run with --resume, delete it with "
+                    f"--overwrite, or write elsewhere with --out FOLDER."
+                )
+            if not (path / "config.yaml").is_file():
+                raise UsageError(f"{path} holds no config.yaml, so it is not a run folder and is not deleted.")
+            shutil.rmtree(path)
+        return path
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add to the experiment's Trainer what every run has."""
+        config = self.config_init[self.subcommand]["trainer"]
+        loggers = config.get("logger") or []
+        loggers = loggers if isinstance(loggers, list) else [loggers]
+        parts = trainer_parts(self.run_dir, self.yaml, loggers=loggers)
+        parts["callbacks"] = [*(config.get("callbacks") or []), *parts["callbacks"]]
+        plugins = config.get("plugins") or []
+        parts["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), *parts["plugins"]]
+        return super().instantiate_trainer(**parts, **kwargs)
+
+
+def experiment_name(config: Any) -> str:
+    """`voc/fcn8s` for experiments/voc/fcn8s.yaml, else model and dataset: `fcn8s-shapes`."""
+    files = [Path(str(path)) for path in config.get("config") or []]
+    if files:
+        return "/".join(part for part in (files[0].resolve().parent.name, files[0].stem) if part != "experiments")
+    return "-".join(config[part].class_path.rpartition(".")[2].lower() for part in ("model", "data"))
+
+
+def _run_of(config: Any) -> Path:
+    """The run folder that a checkpoint lies in."""
+    checkpoint = Path(config.ckpt_path)
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _dashboard_id(checkpoint: str) -> str | None:
+    """The W&B run that a checkpoint belongs to."""
+    from seglight.checkpoints import read
+
+    return (read(checkpoint).get("callbacks", {}).get("RunFolder") or {}).get("wandb_id")
+
+
+def _free(path: Path) -> Path:
+    """This folder, or the first of NAME-2, NAME-3, ... that does not exist: results are never overwritten."""
+    if rank_zero_only.rank != 0 or not path.exists():
+        return path
+    number = 2
+    while path.with_name(f"{path.name}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}-{number}")
+
+
+def option(argv: list[str], *names: str) -> str | None:
+    """The value of `--name value` or `--name=value`, before there is a parser."""
+    for i, word in enumerate(argv):
+        for name in names:
+            if word == name and i + 1 < len(argv):
+                return argv[i + 1]
+            if word.startswith(f"{name}="):
+                return word.split("=", 1)[1]
+    return None
+
+
+def complete(argv: list[str]) -> list[str]:
+    """For evaluation, find the checkpoint of an experiment, or the experiment of a checkpoint.
+
+    Raises:
+        UsageError: neither leads to the other.
+    """
+    if argv[0] == "fit" or "--help" in argv or "-h" in argv or "--print_config" in argv:
+        return argv
+    config, checkpoint = option(argv, "-c", "--config"), option(argv, "--ckpt_path")
+    if checkpoint is None:
+        if config is None:
+            raise UsageError(f"{argv[0]} needs a trained model: give --ckpt_path RUN/checkpoints/best.ckpt.")
+        run = Path(option(argv, "--out") or f"runs/{Path(config).resolve().parent.name}/{Path(config).stem}")
+        best = run / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            raise UsageError(f"{argv[0]} needs a trained model, and {best} does not exist. Give --ckpt_path FILE.")
+        return [*argv, "--ckpt_path", str(best)]
+    from seglight.checkpoints import read
+
+    content = read(checkpoint)
+    if config is not None:
+        return argv
+    stored = (content.get("callbacks", {}).get("RunFolder") or {}).get("config")
+    if stored is None and option(argv, "--data") is None:
+        raise UsageError(f"{checkpoint} was not made by `seglight fit` and stores no dataset. Give --data NAME.")
+    tree = yaml.safe_load(stored) if stored else {}
+    model = content.get("seglight") or {}
+    tree = {key: tree[key] for key in ("seed_everything", "data", "model") if key in tree}
+    tree.setdefault("model", {"class_path": model.get("class_path"), "init_args": model.get("init_args", {})})
+    arguments = tree["model"].get("init_args") or {}
+    for name in LINKED:
+        arguments.pop(name, None)
+    arguments.update({name: none for name, none in STARTS.items() if name in arguments})
+    with tempfile.NamedTemporaryFile("w", prefix="seglight-", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump(tree, file)
+    return [argv[0], "--config", file.name, *argv[1:]]
+
+
+def _silence_known() -> None:
+    """Warnings that a user can do nothing about."""
+    ignore = partial(warnings.filterwarnings, "ignore")
+    # We do run from the command line; only the stored config of a checkpoint was put before the arguments.
+    ignore(message="LightningCLI's args parameter")
+    # Lightning 2.6 calls jsonargparse and torch by names that their newest versions are about to rename.
+    ignore(category=DeprecationWarning, module="pytorch_lightning")
+    ignore(category=FutureWarning, module="pytorch_lightning")
+    # Scores are summed over ranks already.
+    ignore(message=".*It is recommended to use `self.log.*sync_dist=True")
+    # Batches are built by our own workers; how many is the user's choice in data.workers.
+    ignore(message=".*does not have many workers")
+    ignore(message=".*Your `val_dataloader`'s sampler has shuffling enabled")
+    ignore(message=".*Checkpoint directory .* exists and is not empty")  # --resume, checked by us
+    ignore(message=".*The dirpath has changed from")  # a test writes beside the run that it scores
+    ignore(message=".*`ModelCheckpoint` callback states in the checkpoint")
+    # A rank without images of its own still takes part in the sum.
+    ignore(message=".*The ``compute`` method of metric ConfusionMatrix was called before")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+def main(argv: list[str]) -> int:
+    """Run one of LightningCLI's verbs; returns the exit status."""
+    if argv[0] == "predict" and option(argv, "--source"):
+        from seglight.predict import main as predict
+
+        return predict(argv[1:])
+    temporary: list[str] = []
+    try:
+        completed = complete(argv)
+        temporary = [completed[2]] if completed[1:2] == ["--config"] and argv[1:2] != ["--config"] else []
+        with warnings.catch_warnings():
+            _silence_known()
+            ExperimentCLI(
+                BaseModel,
+                SemanticDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,  # its --optimizer would replace our parameter groups
+                parser_class=Parser,
+                parser_kwargs={"parser_mode": "seglight"},
+                args=completed,
+            )
+    except (UsageError, FileNotFoundError, ValueError, FloatingPointError, OSError) as error:
+        if os.environ.get("SEGLIGHT_TRACEBACK"):
+            raise
+        print(f"seglight: {explain(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    finally:
+        for file in temporary:
+            Path(file).unlink(missing_ok=True)
+    return 0

@@ -1,0 +1,159 @@
+"""Look at every file of a dataset before training starts, and report all faults at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from seglight.data.decode import DataError, image_fault, mask_fault, probe
+from seglight.types import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from seglight.data.files import FileDataset
+
+__all__ = ["DataError", "check", "fingerprint", "listing"]
+
+
+SIZE_RULE = (
+    "image and mask differ in size, but every pixel needs its label. Export one of them again, or resize it (a mask "
+    "with nearest neighbour)."
+)
+
+
+class _Fault(NamedTuple):
+    rank: int
+    """0 is worst."""
+    rule: str
+    """What is wrong and what to do about it: faults with the same rule are reported together."""
+    where: str
+
+
+class _Look(NamedTuple):
+    faults: list[_Fault]
+    values: np.ndarray | None
+    """int64 (256,): how often each value occurs in the mask; None if it cannot be read."""
+
+
+def check(dataset: FileDataset, num_classes: int) -> None:
+    """Look for missing files, unusable formats, truncated files, differing sizes and labels that no class has.
+
+    Images cost a look at their header and their end, masks are decoded: measured about 0.5 s per 1000 VOC samples.
+
+    Raises:
+        DataError: all findings in one message, worst first, with examples and what to do.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        looks = list(pool.map(lambda index: _look(dataset, index), range(len(dataset))))
+    faults = [fault for look in looks for fault in look.faults]
+    faults += _label_faults(dataset, num_classes, [look.values for look in looks])
+    if faults:
+        raise DataError(_report(dataset, faults))
+
+
+def fingerprint(dataset: FileDataset) -> dict[str, Any]:
+    """Number of samples, total bytes, and a SHA-256 of ids, file names and sizes: equal for a copy elsewhere."""
+    digest, total = hashlib.sha256(), 0
+    for name, *paths in zip(dataset.ids, dataset.image_paths, dataset.mask_paths, strict=True):
+        sizes = [path.stat().st_size for path in paths]
+        total += sum(sizes)
+        digest.update(f"{name}\t{[path.name for path in paths]}\t{sizes}\n".encode())
+    return {"samples": len(dataset), "bytes": total, "sha256": digest.hexdigest()}
+
+
+def listing(names: Sequence[Any], limit: int = 10) -> str:
+    """`a, b, c and 7 more`."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(str(name) for name in names[:limit]) + more
+
+
+def _look(dataset: FileDataset, index: int) -> _Look:
+    """Everything that one sample shows by itself."""
+    faults, sizes, values = [], [], None
+    judges = (image_fault, partial(mask_fault, colours=dataset.colours is not None))
+    paths = (dataset.image_paths[index], dataset.mask_paths[index])
+    for path, judge in zip(paths, judges, strict=True):
+        try:
+            header = probe(path)
+        except FileNotFoundError:
+            faults.append(
+                _Fault(0, "missing. Copy the dataset again, or take the samples out of the split.", str(path))
+            )
+        except OSError as error:
+            faults.append(_Fault(0, f"cannot be read ({error.strerror}).", str(path)))
+        except DataError as error:
+            faults.append(_Fault(1, _rule(error, path), str(path)))
+        else:
+            sizes.append((header.width, header.height))
+            if fault := judge(header):
+                faults.append(_Fault(2, fault, str(path)))
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        (width, height), (mask_width, mask_height) = sizes
+        where = f"{paths[1]} ({mask_width}x{mask_height}, image {width}x{height})"
+        faults.append(_Fault(3, SIZE_RULE, where))
+    if not faults:
+        try:
+            values = cv2.calcHist([dataset.values(index)], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+        except DataError as error:
+            faults.append(_Fault(4, _rule(error, paths[1]), str(paths[1])))
+    return _Look(faults, values)
+
+
+def _label_faults(dataset: FileDataset, num_classes: int, seen: list[np.ndarray | None]) -> list[_Fault]:
+    """Labels without a class, judged over all masks, because one mask seldom shows what the others mean."""
+    total = sum((values for values in seen if values is not None), np.zeros(256, np.int64))
+    labels = np.arange(256) if dataset.lut is None else dataset.lut
+    wrong = (labels >= num_classes) & (labels != IGNORE_INDEX)
+    present = np.flatnonzero(total).tolist()
+    bad = [value for value in present if wrong[value]]
+    if bad:
+        rule = (
+            f"values {listing(bad)} in the masks; with {num_classes} classes labels are 0..{num_classes - 1}, and "
+            f"{IGNORE_INDEX} for ignored pixels. {_advice(dataset, num_classes, present, bad)}"
+        )
+        masks = [(path, values) for path, values in zip(dataset.mask_paths, seen, strict=True) if values is not None]
+        held = [(path, [value for value in bad if values[value]]) for path, values in masks]
+        return [_Fault(5, rule, f"{path} ({listing(values, 3)})") for path, values in held if values]
+    share = total[IGNORE_INDEX] / max(1, total.sum())
+    if dataset.lut is None and num_classes > 1 and share >= 0.1 and set(present) <= {0, IGNORE_INDEX}:
+        rule = (
+            f"the masks hold 0 and 255 only, and 255 ({100 * share:.0f} % of the pixels) means ignore, so there is "
+            "only class 0 to learn. If 255 is a class, give Folder data.values: {0: background, 255: object}."
+        )
+        return [_Fault(5, rule, str(path)) for path in dataset.mask_paths]
+    return []
+
+
+def _advice(dataset: FileDataset, num_classes: int, present: list[int], bad: list[int]) -> str:
+    if dataset.lut is not None:
+        return "They are not in data.values: add them there, or to data.ignore."
+    if bad == [num_classes] and 0 not in present:
+        return "The values start at 1: with Folder, say data.values: {1: first_class, 2: second_class, ...}."
+    if len(set(present) - {IGNORE_INDEX}) == 2:
+        return f"If {bad[-1]} is a class, give Folder data.values: {{{present[0]}: background, {bad[-1]}: object}}."
+    return "Name more classes, or list the values that have none in data.ignore (Folder)."
+
+
+def _rule(error: DataError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _report(dataset: FileDataset, faults: list[_Fault]) -> str:
+    """One paragraph per rule, worst first."""
+    groups: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for fault in faults:
+        groups[fault.rank, fault.rule].append(fault.where)
+    root = os.path.commonpath([path.parent for path in (*dataset.image_paths, *dataset.mask_paths)])
+    lines = [f"{dataset.name}: the check of {len(dataset)} samples found {len(faults)} faults. Files are below {root}."]
+    for (_, rule), where in sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1]))):
+        names = [name.removeprefix(root + os.sep) for name in where]
+        lines.append(f"- {len(where)} {'file' if len(where) == 1 else 'files'}: {rule}\n  {listing(names)}")
+    return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""Samples that are pairs of an image file and a mask file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from seglight.data.base import SemanticDataset
+from seglight.data.check import SIZE_RULE, check, fingerprint, listing
+from seglight.data.decode import DataError, mask_fault, probe, read_image, read_mask
+
+Colour = tuple[int, int, int]
+
+
+class FileDataset(SemanticDataset):
+    """One image file and one mask file per sample.
+
+    Args:
+        name: of dataset and split, for messages.
+        ids: names of the samples.
+        image_paths: one file per sample.
+        mask_paths: one file per sample.
+        lut: uint8 (256,), the label of each value in the mask files; None where they are labels already. A value that
+            must not occur maps to a number of classes or more below 255, which `check` reports.
+        colours: label of each RGB colour, for masks that show colours; palette indices do not count then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[str],
+        image_paths: Sequence[Path],
+        mask_paths: Sequence[Path],
+        lut: np.ndarray | None = None,
+        colours: dict[Colour, int] | None = None,
+    ):
+        if not len(ids) == len(image_paths) == len(mask_paths):
+            raise ValueError(f"{name}: {len(ids)} ids, {len(image_paths)} images and {len(mask_paths)} masks.")
+        if not ids:
+            raise DataError(f"{name} has no samples. Look at the folder and the list that it is read from.")
+        if len(set(ids)) != len(ids):
+            twice = sorted(name for name, count in Counter(ids).items() if count > 1)
+            raise DataError(f"{name}: listed more than once: {listing(twice)}. Edit the list.")
+        self.name, self.ids = name, list(ids)
+        self.image_paths, self.mask_paths = list(image_paths), list(mask_paths)
+        self.lut = None if lut is None else np.asarray(lut, np.uint8)
+        self.colours = tuple(sorted(colours.items())) if colours else None
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 (H, W, 3) RGB and labels uint8 (H, W).
+
+        Raises:
+            DataError: a file that `seglight.data.decode` refuses, different sizes, a colour that is not in the map.
+        """
+        image, mask = read_image(self.image_paths[index]), self.values(index)
+        if image.shape[:2] != mask.shape:
+            raise DataError(f"{self.image_paths[index]}, {self.mask_paths[index]}: {SIZE_RULE}")
+        return image, mask if self.lut is None else cv2.LUT(mask, self.lut)
+
+    def values(self, index: int) -> np.ndarray:
+        """What the mask file holds, uint8 (H, W): the labels before `lut`."""
+        path = self.mask_paths[index]
+        return read_mask(path) if self.colours is None else _labels_of_colours(path, self.colours)
+
+    def check(self, num_classes: int) -> None:
+        """See `seglight.data.check.check`."""
+        check(self, num_classes)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `seglight.data.check.fingerprint`."""
+        return fingerprint(self)
+
+
+def locate(root: str | None, name: str, inside: Sequence[str], needed: str, advice: str) -> Path:
+    """The folder of a known dataset: the one among `inside` that holds the file or folder `needed`.
+
+    Args:
+        root: where the user says it is; None looks in $SEGLIGHT_DATA and ./data, and there in `name` first.
+        name: usual name of the folder.
+        inside: subfolders of the root in which the data may lie, "" for the root itself.
+        needed: a path that tells that it is the right folder.
+        advice: how to get the data.
+
+    Raises:
+        FileNotFoundError: with the folders tried and the advice.
+    """
+    if root is not None:
+        roots = [Path(root).expanduser()]
+    else:
+        homes = [Path(home) for home in (os.environ.get("SEGLIGHT_DATA"), "data") if home]
+        roots = [home / part for home in homes for part in (name, "")]
+    for folder in roots:
+        for part in inside:
+            if (folder / part / needed).exists():
+                return folder / part
+    tried = listing([(folder / part / needed).as_posix() for folder in roots for part in inside], 4)
+    raise FileNotFoundError(f"Found none of {tried}. Give the folder as data.root. {advice}")
+
+
+def read_list(path: Path) -> list[str]:
+    """Lines of a split list, without empty ones.
+
+    Raises:
+        FileNotFoundError: naming the lists that are there.
+    """
+    if not path.is_file():
+        others = sorted(other.stem for other in path.parent.glob("*.txt"))
+        raise FileNotFoundError(f"There is no split list {path}. Lists beside it: {listing(others) or 'none'}.")
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def refuse_overlap(name: str, train: Sequence[str], val: Sequence[str]) -> None:
+    """Raise DataError if a training sample is also one of those that the model is judged by."""
+    if both := sorted(set(train) & set(val)):
+        raise DataError(
+            f"{name}: {len(both)} of the training samples are also in the validation split: {listing(both, 3)}. Its "
+            "scores would mean nothing. Choose another data.train_split or data.val_split, or edit the lists."
+        )
+
+
+def find(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files below a folder, by their path without suffix relative to it, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: two files of the same name with different suffixes.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            raise DataError(f"{folder} holds both {found[key].name} and {path.name}; which one is meant? Remove one.")
+        found[key] = path
+    return found
+
+
+def palette(count: int) -> tuple[Colour, ...]:
+    """The colours of the VOC devkit: three bits of a label at a time go to red, green and blue, high bits first."""
+    return tuple(
+        tuple(sum((label >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
+        for label in range(count)
+    )
+
+
+def _labels_of_colours(path: Path, colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:
+    if fault := mask_fault(probe(path), colours=True):
+        raise DataError(f"{path}: {fault}")
+    image = read_image(path)
+    codes = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view("<u4")[..., 0] & 0xFFFFFF
+    labels = _colour_table(colours)[codes]
+    if not labels.all():
+        unknown, counts = np.unique(image[labels == 0], axis=0, return_counts=True)
+        worst = [f"({', '.join(map(str, unknown[i]))}) in {counts[i]} pixels" for i in np.argsort(-counts)]
+        raise DataError(
+            f"{path}: colours that are not in the colour map: {listing(worst, 3)}. Add them to data.colors, or name "
+            "them there and in data.ignore."
+        )
+    return (labels - 1).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _colour_table(colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:
+    """uint16 (2**24,), label + 1 at red + green * 256 + blue * 65536, 0 elsewhere. Untouched pages take no memory."""
+    table = np.zeros(1 << 24, np.uint16)
+    for (red, green, blue), label in colours:
+        table[red | green << 8 | blue << 16] = label + 1
+    return table

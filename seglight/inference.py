@@ -1,0 +1,284 @@
+"""From logits to labels, and the ways of looking at one image more than once.
+
+A `net` here is any callable from a float image (B, C, H, W), already normalised, to logits (B, K, h, w) of any stride.
+`sliding` and `multiscale` return logits at the size of their image, so each of them is a net again and they nest:
+
+    def windows(image):
+        return sliding(net, image, window=513, stride=342)
+
+    classes = labels(multiscale(windows, image, scales=(0.75, 1, 1.25), flip=True), (H, W))
+
+No function here turns gradients off; wrap the call in `torch.inference_mode()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Net = Callable[[Tensor], Tensor]
+STRIPE = 2**17
+"""Floats of a stripe of logits in `labels` (512 KiB): the few passes over it then stay in the processor's cache."""
+BAND = 16
+"""Rows of the small logits that `labels` widens at a time; one row is computed twice for each band."""
+
+
+@torch.no_grad()
+def labels(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Return the best class of each pixel after bilinear resizing, equal to `F.interpolate(...).argmax(1)`.
+
+    The full-size logits never exist on a CPU (a few MiB do), and those of one image on an accelerator. No softmax: it
+    cannot change the winner. On the CPU the logits are read as contiguous, so that labels do not depend on the memory
+    format (torch rounds the last bit differently for channels_last). Half-precision logits are resized in float32:
+    rounding after the resizing would make ties. The label of a pixel with a nan is any class.
+
+    Args:
+        logits: float (B, K, h, w).
+        size: (H, W) of the label.
+        align_corners: as in `F.interpolate`.
+
+    Returns:
+        (B, H, W), uint8 if K <= 255, else int64.
+    """
+    batch, classes, height, width = logits.shape
+    size = tuple(size)
+    out = torch.empty((batch, *size), dtype=torch.uint8 if classes <= 255 else torch.int64, device=logits.device)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
+        for image, label in zip(logits.split(1), out, strict=True):
+            label.copy_(_resize(image, size, align_corners)[0].argmax(0))
+        return out
+    for image, label in zip(logits.contiguous().split(1), out, strict=True):
+        # torch resizes three channels and narrow outputs with kernels that round differently from the one copied below.
+        if size == (height, width) or classes == 3 or size[1] <= 128:
+            _write_ranks(label, _resize(image, size, align_corners)[0])
+        else:
+            _write_resized_ranks(label, image, align_corners)
+    return (classes - out).clamp_(0, classes - 1)
+
+
+def _write_ranks(out: Tensor, logits: Tensor) -> None:
+    """Write the ranks of `_best` of `logits`, float32 (K, H, W) on the CPU, into `out` (H, W)."""
+    rank = _rank(len(logits))
+    rows = max(1, STRIPE // logits[:, 0].numel())
+    for top in range(0, len(out), rows):
+        out[top : top + rows] = _best(logits[:, top : top + rows].clone(), rank)
+
+
+def _write_resized_ranks(out: Tensor, image: Tensor, align_corners: bool) -> None:
+    """Write the ranks of `_best` of one image, float32 (1, K, h, w) on the CPU, resized to `out` (H, W).
+
+    torch resizes along x, a band of rows at a time. Along y it is done here, for the output rows between two source
+    rows at once and in the order of torch's kernel: (1 - t) * above + (t * below), rounded as `addcmul` does.
+    """
+    classes, height = image.shape[1:3]
+    rank = _rank(classes)
+    rows = max(1, STRIPE // (classes * out.shape[1]))
+    source, t = _taps(height, out.shape[0], align_corners)
+    t, s = t[:, None], 1 - t[:, None]
+    begin = torch.searchsorted(source, torch.arange(height + 1)).tolist()
+    for y in range(height):  # output rows begin[y]..begin[y + 1] - 1 lie between the source rows y and y + 1
+        if y % BAND == 0:
+            band = image[:, :, y : y + BAND + 1]
+            band = _resize(band, (band.shape[2], out.shape[1]), align_corners)[0]
+        above, below = band[:, y % BAND, None], band[:, min(y % BAND + 1, band.shape[1] - 1), None]
+        for top in range(begin[y], begin[y + 1], rows):
+            part = slice(top, min(top + rows, begin[y + 1]))
+            out[part] = _best((below * t[part]).addcmul_(above, s[part]), rank)
+
+
+def _rank(classes: int) -> Tensor:
+    return torch.arange(classes, 0, -1, dtype=torch.int32)[:, None, None]
+
+
+def _best(stripe: Tensor, rank: Tensor) -> Tensor:
+    """Rank int32 (H, W) of the first best class of a stripe float32 (K, H, W), which is overwritten.
+
+    Class 0 has rank K, the last one rank 1. Many times faster than argmax over a strided axis: minus its maximum, the
+    stripe is +0.0 where a class wins and negative elsewhere, and so are its bits read as integers. Adding the rank then
+    orders the winners by index. (0.0 - x rather than -x, because -0.0 has negative bits.)
+    """
+    gap = stripe.add_(0.0 - stripe.amax(0))
+    return gap.view(torch.int32).add_(rank).amax(0)
+
+
+def _taps(size: int, out: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Source row above each of `out` rows (int64) and the weight of the next row (float32), rounded as torch does."""
+    position = torch.arange(out, dtype=torch.float32)
+    if align_corners:
+        position = position * torch.tensor((size - 1) / max(out - 1, 1), dtype=torch.float32)
+    else:
+        scale = torch.tensor(size / out, dtype=torch.float32)
+        position = ((position + 0.5) * scale - 0.5).clamp_min(0)
+    above = position.long().clamp_max(size - 1)
+    return above, (position - above).clamp(0, 1)
+
+
+def sliding(
+    net: Net,
+    image: Tensor,
+    window: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    aggregate: Literal["softmax", "logits"] = "softmax",
+    batch: int = 1,
+    align_corners: bool = False,
+) -> Tensor:
+    """Run `net` on overlapping windows and average what they say of each pixel.
+
+    The last window of a row or column is shifted inside, so every window is full. An image smaller than the window is
+    padded right and below with 0, the mean colour of a normalised image.
+
+    Args:
+        net: see the module.
+        image: float (B, C, H, W), normalised.
+        window: size (h, w) of a window, or one number for both.
+        stride: step (y, x) between windows, at most `window`.
+        aggregate: "softmax" averages probabilities, "logits" averages logits.
+        batch: windows per call of `net`, each with all B images. More than 1 pays on a GPU.
+        align_corners: of resizing the logits of a window to the window.
+
+    Returns:
+        float32 (B, K, H, W). With "softmax", the logarithm of the mean probability: softmax over K gives it back.
+    """
+    high, wide = _pair(window)
+    down, right = _pair(stride)
+    if not (1 <= down <= high and 1 <= right <= wide):
+        raise ValueError(
+            f"The stride is {stride} and the window {window}; a stride must be 1 to the window, or pixels are missed."
+        )
+    height, width = image.shape[-2:]
+    image = F.pad(image, (0, max(wide - width, 0), 0, max(high - height, 0)))
+    corners = [
+        (y, x)
+        for y in window_starts(image.shape[-2], high, down)
+        for x in window_starts(image.shape[-1], wide, right)
+    ]
+    total, seen = None, image.new_zeros(image.shape[-2:], dtype=torch.float32)
+    for start in range(0, len(corners), batch):
+        part = corners[start : start + batch]
+        crops = torch.cat([image[..., y : y + high, x : x + wide] for y, x in part])
+        out = _votes(net(crops), (high, wide), aggregate, align_corners)
+        if total is None:
+            total = out.new_zeros((image.shape[0], out.shape[1], *image.shape[-2:]))
+        for (y, x), votes in zip(part, out.chunk(len(part)), strict=True):
+            total[..., y : y + high, x : x + wide] += votes
+            seen[y : y + high, x : x + wide] += 1
+    return _verdict((total / seen)[..., :height, :width], aggregate)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Return the first pixels of windows that cover 0..length-1; the last one ends at the border. length >= window."""
+    last = length - window
+    return [*range(0, last, stride), last]
+
+
+def multiscale(
+    net: Net,
+    image: Tensor,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    aggregate: Literal["softmax", "logits"] = "softmax",
+    align_corners: bool = False,
+) -> Tensor:
+    """Run `net` on the image at several scales, mirrored left to right too if asked, and average.
+
+    Args:
+        net: see the module; it must accept every scaled size.
+        image: float (B, C, H, W), normalised.
+        scales: factors; the image is resized bilinearly to the rounded size.
+        flip: look at each scale twice.
+        aggregate: "softmax" averages probabilities (DeepLabv3), "logits" averages logits.
+        align_corners: of resizing the logits to the image.
+
+    Returns:
+        float32 (B, K, H, W), as `sliding`.
+    """
+    if not scales:
+        raise ValueError("scales is empty; give at least one factor, for example (1.0,).")
+    height, width = image.shape[-2:]
+    total, looks = 0.0, 0
+    for scale in scales:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        scaled = _resize(image, size, align_corners=False)
+        for mirrored in (False, True)[: 1 + flip]:
+            logits = net(scaled.flip(-1)).flip(-1) if mirrored else net(scaled)
+            total = total + _votes(logits, (height, width), aggregate, align_corners)
+            looks += 1
+    return _verdict(total / looks, aggregate)
+
+
+def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margin: int, batch: int = 1) -> Tensor:
+    """Predict an image of any size with a network of unpadded convolutions (Ronneberger et al. 2015, figure 2).
+
+    The output plane is tiled; each tile is fed with `margin` more pixels on every side, and what lies outside the image
+    is mirrored at its border (the border pixel is not repeated), again and again if the margin exceeds the image. Each
+    output pixel is predicted exactly once. The last tile of a row or column may reach over the border and is cropped.
+
+    Args:
+        net: maps (B, C, h + 2 margin, w + 2 margin) to (B, K, h, w).
+        image: float (B, C, H, W), normalised.
+        out_tile: (h, w) of the output of one call, or one number for both; a size that the network can give.
+        margin: pixels that the network loses on each side, 92 for the paper's U-Net.
+        batch: tiles per call of `net`, each with all B images.
+
+    Returns:
+        (B, K, H, W), logits.
+    """
+    high, wide = _pair(out_tile)
+    if min(high, wide) < 1 or margin < 0:
+        raise ValueError(
+            f"out_tile is {out_tile} and margin {margin}; a tile has at least one pixel, and no margin is negative."
+        )
+    height, width = image.shape[-2:]
+    corners = [(y, x) for y in range(0, height, high) for x in range(0, width, wide)]
+    out = None
+    for start in range(0, len(corners), batch):
+        part = corners[start : start + batch]
+        rows = [_mirror(y - margin, y + high + margin, height, image.device) for y, _ in part]
+        columns = [_mirror(x - margin, x + wide + margin, width, image.device) for _, x in part]
+        logits = net(torch.cat([image[:, :, r[:, None], c] for r, c in zip(rows, columns, strict=True)]))
+        if logits.shape[-2:] != (high, wide):
+            given = (high + 2 * margin, wide + 2 * margin)
+            raise ValueError(
+                f"The network made {tuple(logits.shape[-2:])} out of a tile of {given}, not {(high, wide)}. "
+                "Set margin to the pixels that it loses on each side and out_tile to a size that it can give."
+            )
+        if out is None:
+            out = logits.new_empty((image.shape[0], logits.shape[1], height, width))
+        for (y, x), tile in zip(part, logits.chunk(len(part)), strict=True):
+            out[..., y : y + high, x : x + wide] = tile[..., : height - y, : width - x]
+    return out
+
+
+def _mirror(start: int, stop: int, length: int, device: torch.device) -> Tensor:
+    """Pixels of an axis at the positions start..stop-1 of its endless mirror image."""
+    last = length - 1
+    return last - (torch.arange(start, stop, device=device) % max(2 * last, 1) - last).abs()
+
+
+def _votes(logits: Tensor, size: tuple[int, int], aggregate: str, align_corners: bool) -> Tensor:
+    """Logits at `size` in float32, as probabilities if they are to be averaged as such."""
+    if aggregate not in ("softmax", "logits"):
+        raise ValueError(f'aggregate is {aggregate!r}; choose "softmax" or "logits".')
+    logits = _resize(logits.float(), size, align_corners)
+    return logits.softmax(1) if aggregate == "softmax" else logits
+
+
+def _verdict(mean: Tensor, aggregate: str) -> Tensor:
+    """Averaged votes as logits. The smallest normal float stands for probability 0: a resizing makes nan of -inf."""
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log() if aggregate == "softmax" else mean
+
+
+def _resize(values: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    if tuple(values.shape[-2:]) == size:
+        return values
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

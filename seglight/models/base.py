@@ -1,0 +1,231 @@
+"""What every model shares: normalisation, optimiser, schedule, the training loss curve and the checkpoint's content."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+# Preprocessing families (mean and standard deviation in RGB order, on 0..255 pixels). "caffe" is the one of the
+# Caffe model zoo: BGR, mean only. "grey" is the mean of the channels, 0..1, as one channel.
+PREPROCESSING: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "caffe": ((122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0)),
+    "half": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    "grey": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
+}
+Preprocessing = Literal["torch", "caffe", "half", "grey"]
+
+# Constructor arguments that say where weights start from, and what they are once a checkpoint brings the weights.
+STARTS: dict[str, Any] = {"pretrained": False, "init_from": None, "encoder_weights": None}
+
+
+class RemembersArguments:
+    """Keeps the constructor's arguments in `init_args`: a checkpoint stores them, so that it can rebuild the model alone.
+
+    A class of its own, because jsonargparse reads the options of a class from `__new__` where it has one.
+    """
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> RemembersArguments:
+        """Bind the arguments to the names and defaults of `cls.__init__`."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: value for name, value in bound.arguments.items() if name not in ("self", "kwargs")}
+        object.__setattr__(self, "init_args", {**arguments, **bound.arguments.get("kwargs", {})})
+        return self
+
+
+class BaseModel(RemembersArguments, LightningModule):
+    """A network with its normalisation, its optimiser and its name in a checkpoint.
+
+    Learning rates are in effect per parameter group: parameters whose name starts with `backbone.` use `lr`, all
+    others `lr * head_lr`; biases use `bias_lr` times their group's rate, and no weight decay unless `decay_bias`.
+
+    Args:
+        network: the pure `nn.Module`; it gets a float32 normalised image.
+        num_classes: K; comes from the datamodule under the command line.
+        classes: K names; from the datamodule.
+        palette: K RGB colours; from the datamodule.
+        preprocessing: the family that the network's weights expect.
+        optimizer: "sgd" or "adamw".
+        lr: base learning rate.
+        momentum: of SGD.
+        weight_decay: L2 for SGD, decoupled for AdamW.
+        schedule: "poly" multiplies by (1 - step / max_steps) ** power, "steps" by 0.1 at each milestone, "constant" by 1.
+        power: of the poly schedule.
+        warmup: optimiser steps of linear rise from 0.
+        milestones: optimiser steps of the "steps" schedule.
+        head_lr: factor for everything outside the backbone (papers that fine-tune use 10).
+        bias_lr: factor for biases (Caffe recipes use 2).
+        decay_bias: whether biases get weight decay (Caffe recipes: no).
+    """
+
+    free: frozenset[str] = frozenset({"classes", "palette", *STARTS})
+    """Constructor arguments of an architecture that may differ between a checkpoint and the model that loads it."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        classes: list[str] | None = None,
+        palette: list[tuple[int, int, int]] | None = None,
+        preprocessing: Preprocessing = "torch",
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        schedule: Literal["poly", "steps", "constant"] = "poly",
+        power: float = 0.9,
+        warmup: int = 0,
+        milestones: list[int] | None = None,
+        head_lr: float = 1.0,
+        bias_lr: float = 1.0,
+        decay_bias: bool = True,
+    ):
+        super().__init__()
+        if num_classes < 1 or num_classes > 255:
+            raise ValueError(
+                f"num_classes is {num_classes}; it must lie between 1 and 255, because label 255 is ignore."
+            )
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(f"{len(classes)} class names for {num_classes} classes; give one name per class.")
+        if schedule == "steps" and not milestones:
+            raise ValueError(
+                'model.schedule is "steps" but model.milestones is empty; list the steps that divide by 10.'
+            )
+        self.network = network
+        self.num_classes = num_classes
+        self.classes = list(classes) if classes else [f"class {k}" for k in range(num_classes)]
+        self.palette = palette
+        self.preprocessing = preprocessing
+        self.optimizer, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
+        self.schedule, self.power, self.warmup, self.milestones = schedule, power, warmup, milestones or []
+        self.head_lr, self.bias_lr, self.decay_bias = head_lr, bias_lr, decay_bias
+        self.channels_last = False
+        mean, std = PREPROCESSING[preprocessing]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._losses: dict[str, Tensor] = {}
+        self._loss_count = 0
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """The one place where pixels become network input.
+
+        Args:
+            image: (B, 3, H, W), RGB 0..255, uint8 or float.
+
+        Returns:
+            float32 (B, 3, H, W), or (B, 1, H, W) for the "grey" family.
+        """
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        image = (image.to(torch.float32, memory_format=layout) - self.mean) / self.std
+        if self.preprocessing == "caffe":
+            return image.flip(1)
+        if self.preprocessing == "grey":
+            return image.mean(1, keepdim=True)
+        return image
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self) -> None:
+        """Tensor cores want channels last; on a CPU the better layout depends on the network, so it stays as it is."""
+        self.channels_last = self.device.type == "cuda"
+        if self.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+
+    def track(self, losses: dict[str, Tensor]) -> None:
+        """Add one step's losses to the running mean; log the mean when Lightning is about to log.
+
+        Nothing is read back from the device here, and `self.log` is called at log boundaries only: called on every
+        step it costs more host time than the rest of Lightning together.
+        """
+        for name, value in losses.items():
+            value = value.detach()
+            self._losses[name] = self._losses[name] + value if self._loss_count else value
+        self._loss_count += 1
+        trainer = self.trainer
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            for name, value in self.running_losses().items():
+                self.log(f"train/{name}", value, batch_size=1)
+            self.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+            self._loss_count = 0
+
+    def running_losses(self) -> dict[str, Tensor]:
+        """Mean losses since the last log, 0-dimensional tensors on the device; empty before the first step."""
+        return {name: total / max(self._loss_count, 1) for name, total in self._losses.items()}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """SGD or AdamW over the parameter groups, with the schedule stepped once per optimiser step."""
+        groups = self.parameter_groups()
+        fused = self.device.type == "cuda"
+        if self.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """What the schedule multiplies the learning rate by at an optimiser step, out of `total`."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "poly":
+            return rise * max(0.0, 1 - step / total) ** self.power
+        if self.schedule == "steps":
+            return rise * 0.1 ** sum(step >= milestone for milestone in self.milestones)
+        return rise
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters by learning rate and weight decay, the plain backbone weights first."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            bias = name.endswith("bias")
+            lr = self.lr * (1.0 if name.startswith("backbone.") else self.head_lr) * (self.bias_lr if bias else 1.0)
+            decay = self.weight_decay if self.decay_bias or not bias else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+        return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+
+    # ---------------------------------------------------------------- checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what `seglight.load` needs to build this model again: its class and its arguments, plain types only."""
+        checkpoint["seglight"] = {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": {name: value for name, value in self.init_args.items() if not isinstance(value, nn.Module)},
+            "classes": self.classes,
+            "palette": self.palette,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another architecture: some options change the output without changing any shape."""
+        stored = checkpoint.get("seglight")
+        if stored is None:
+            return
+        for name in sorted(self.architecture()):
+            ours, theirs = _plain(self.init_args.get(name)), _plain(stored["init_args"].get(name))
+            if name in stored["init_args"] and ours != theirs:
+                raise ValueError(
+                    f"The checkpoint was trained with {name}={theirs!r}, but this model has {name}={ours!r}. Build the "
+                    f"model as it was trained (seglight.load does), or start from these weights with model.init_from."
+                )
+
+    def architecture(self) -> set[str]:
+        """Names of the constructor arguments that decide what the network computes: those of the paper's class."""
+        names = {"preprocessing", "align_corners"} & set(self.init_args)
+        for cls in type(self).__mro__:
+            if issubclass(cls, BaseModel) and "__init__" in vars(cls):
+                parameters = set(inspect.signature(cls.__init__).parameters)
+                names |= set() if "network" in parameters else parameters & set(self.init_args)
+        return names - self.free
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

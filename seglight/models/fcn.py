@@ -1,0 +1,295 @@
+"""Fully convolutional networks on VGG16: FCN-32s, -16s, -8s, -8s at-once (Long, Shelhamer, Darrell; 2015 and 2017).
+
+Layers have the names of the Caffe release, so weights converted from there load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from seglight import checkpoints
+from seglight.models.blocks import BilinearDeconv, HeConv2d, crop_offset
+from seglight.models.semantic import SemanticModel
+
+Variant = Literal["32s", "16s", "8s", "8s-atonce"]
+
+VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
+"""Width (times 64) and number of convolutions of each stage."""
+
+AT_ONCE_SCALES = (0.01, 0.0001)
+"""What pool4 and pool3 are multiplied by in the at-once variant: it trains all scores together, so their inputs must
+have comparable magnitudes from the start."""
+
+
+class FCNNetwork(nn.Module):
+    """VGG16 made convolutional, with scores of one to three strides summed and interpolated to the input's size.
+
+    Padding 100 on the first convolution gives every image, however small, a score; what this shifts is cropped off
+    again. Scores start at zero: with the trunk pretrained the first gradient goes to the scores alone.
+
+    Args:
+        num_classes: K.
+        variant: "32s" scores fc7; "16s" adds pool4; "8s" adds pool3; "8s-atonce" is 8s with scaled skips.
+        learn_upsampling: which deconvolutions are trained: "none" (the release), "intermediate" (the 2015 paper: all
+            but the last) or "all".
+        width: channels of the first stage, 64 in the paper. Everything scales with it (fc6 and fc7 have 64 * width).
+
+    Shapes: (B, 3, H, W) -> {"out": (B, K, H, W)}, for any H and W.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        variant: Variant = "8s",
+        learn_upsampling: Literal["none", "intermediate", "all"] = "none",
+        width: int = 64,
+    ):
+        super().__init__()
+        self.variant = variant
+        trunk: list[str] = []
+        channels = 3
+        for stage, (factor, convs) in enumerate(VGG16, start=1):
+            for i in range(1, convs + 1):
+                trunk.append(f"conv{stage}_{i}")
+                padding = 100 if trunk == ["conv1_1"] else 1
+                self.add_module(trunk[-1], HeConv2d(channels, factor * width, 3, padding=padding))
+                channels = factor * width
+            trunk.append(f"pool{stage}")
+            self.add_module(trunk[-1], nn.MaxPool2d(2, 2, ceil_mode=True))
+        self.trunk = tuple(trunk)
+        self.fc6 = HeConv2d(channels, 64 * width, 7)
+        self.drop6 = nn.Dropout(0.5)
+        self.fc7 = HeConv2d(64 * width, 64 * width, 1)
+        self.drop7 = nn.Dropout(0.5)
+        self.score_fr = _score(64 * width, num_classes)
+
+        def deconv(size: int, stride: int, last: bool = False) -> BilinearDeconv:
+            learn = learn_upsampling == "all" or (learn_upsampling == "intermediate" and not last)
+            return BilinearDeconv(num_classes, size, stride, learn)
+
+        if variant == "32s":
+            self.upscore = deconv(64, 32, last=True)
+        else:
+            self.upscore2 = deconv(4, 2)
+            self.score_pool4 = _score(8 * width, num_classes)
+        if variant == "16s":
+            self.upscore16 = deconv(32, 16, last=True)
+        elif variant != "32s":
+            self.upscore_pool4 = deconv(4, 2)
+            self.score_pool3 = _score(4 * width, num_classes)
+            self.upscore8 = deconv(16, 8, last=True)
+        self.offsets = self._offsets()
+
+    def _offsets(self) -> dict[str, int]:
+        """Where score_pool4, score_pool3 and the upsampled scores are cropped."""
+
+        def until(pool: str) -> list[nn.Module]:
+            return [getattr(self, name) for name in self.trunk[: self.trunk.index(pool) + 1]]
+
+        path = [*until("pool5"), self.fc6, self.fc7, self.score_fr]
+        if self.variant == "32s":
+            return {"out": crop_offset([*path, self.upscore])}
+        path.append(self.upscore2)
+        offsets = {"pool4": crop_offset(until("pool4"), path)}
+        if self.variant == "16s":
+            return {**offsets, "out": crop_offset([*path, self.upscore16])}
+        path.append(self.upscore_pool4)
+        return {**offsets, "pool3": crop_offset(until("pool3"), path), "out": crop_offset([*path, self.upscore8])}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Score a normalised image; see the class."""
+        x = image
+        skips: dict[str, Tensor] = {}
+        for name in self.trunk:
+            x = getattr(self, name)(x)
+            if name.startswith("conv"):
+                x = nn.functional.relu(x, inplace=True)
+            elif name in self.offsets:
+                skips[name] = x
+        x = self.drop6(nn.functional.relu(self.fc6(x), inplace=True))
+        x = self.drop7(nn.functional.relu(self.fc7(x), inplace=True))
+        x = self.score_fr(x)
+        scales = AT_ONCE_SCALES if self.variant == "8s-atonce" else (1, 1)
+        if "pool4" in skips:
+            x = self.upscore2(x)
+            x = x + _crop(self.score_pool4(skips["pool4"] * scales[0]), self.offsets["pool4"], x)
+        if "pool3" in skips:
+            x = self.upscore_pool4(x)
+            x = x + _crop(self.score_pool3(skips["pool3"] * scales[1]), self.offsets["pool3"], x)
+        last = {"32s": "upscore", "16s": "upscore16"}.get(self.variant, "upscore8")
+        return {"out": _crop(getattr(self, last)(x), self.offsets["out"], image)}
+
+
+def _score(channels: int, num_classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _crop(x: Tensor, offset: int, like: Tensor) -> Tensor:
+    height, width = like.shape[-2:]
+    return x[..., offset : offset + height, offset : offset + width]
+
+
+def vgg16_to_fcn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of torchvision's `vgg16` to the FCN layers; its last, 1000-way layer is dropped.
+
+    fc6 and fc7 become convolutions with the same numbers: fc6 is a linear layer on a flattened (512, 7, 7) map.
+
+    Args:
+        state_dict: of a `torchvision.models.vgg16` (without batch norm), at any width.
+
+    Raises:
+        ValueError: it is not one of a VGG16.
+    """
+    convs = [f"conv{stage}_{i}" for stage, (_, count) in enumerate(VGG16, start=1) for i in range(1, count + 1)]
+    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    names = {f"features.{i}": conv for i, conv in zip(indices, convs, strict=True)}
+    names |= {"classifier.0": "fc6", "classifier.3": "fc7"}
+    missing = [old for old in names if f"{old}.weight" not in state_dict]
+    if missing:
+        raise ValueError(f"Not the weights of torchvision's vgg16 (without batch norm): {', '.join(missing)} missing.")
+    weights = {}
+    for old, new in names.items():
+        weight = state_dict[f"{old}.weight"]
+        if new in ("fc6", "fc7"):
+            side = 7 if new == "fc6" else 1
+            weight = weight.reshape(weight.shape[0], -1, side, side)
+        weights[f"{new}.weight"], weights[f"{new}.bias"] = weight, state_dict[f"{old}.bias"]
+    return weights
+
+
+def hand_on(network: FCNNetwork, weights: Mapping[str, Tensor], source: str, strict: bool = False) -> None:
+    """Copy every tensor the network has under the same name, and say what was taken and what was not.
+
+    Args:
+        network: gets the weights.
+        weights: tensors by layer name.
+        source: where they come from, for messages.
+        strict: the names must be the network's, all of them and no others.
+
+    Raises:
+        ValueError: nothing matches, or not everything although strict, or a tensor has another shape.
+    """
+    own = network.state_dict()
+    missing, unused = own.keys() - weights.keys(), weights.keys() - own.keys()
+    if strict and (missing or unused):
+        raise ValueError(
+            f"{source} is not a state dict of FCN-{network.variant}: it lacks {_layers(missing)} and has "
+            f"{_layers(unused)} in excess. Choose the model of the variant that it was converted from."
+        )
+    if len(missing) == len(own):
+        raise ValueError(f"{source} has no layer in common with FCN-{network.variant}; give a file of an FCN on VGG16.")
+    for name in own.keys() & weights.keys():
+        ours, theirs = tuple(own[name].shape), tuple(weights[name].shape)
+        if ours != theirs:
+            raise ValueError(
+                f"{name} is {theirs} in {source} but {ours} in this FCN-{network.variant}. Weights are handed on "
+                f"between networks of equal num_classes and width only; set both as they were, or start elsewhere."
+            )
+    network.load_state_dict(weights, strict=False)
+    rank_zero_info(
+        f"FCN-{network.variant} starts from {source}. Taken: {_layers(own.keys() & weights.keys())}. "
+        f"As initialised: {_layers(missing)}. In the file, not in this network: {_layers(unused)}."
+    )
+
+
+def _layers(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[0] or name for name in names})) or "nothing"
+
+
+class FCN(SemanticModel):
+    """What the FCN variants share. From scratch they learn slowly: fine-tune, coarse to fine, as the paper does.
+
+    Args:
+        num_classes: K.
+        pretrained: start from torchvision's ImageNet weights of VGG16 (needs width 64 and "torch" preprocessing).
+        init_from: start from a file instead. From a seglight checkpoint of any FCN (staged training: 32s, 16s, 8s) each
+            layer of the same name is copied and the rest stays as initialised. A plain state dict with torchvision's
+            VGG16 names fills the trunk; say its preprocessing. Any other is taken for one converted from Caffe: it must
+            be of this variant and needs "caffe" preprocessing.
+        learn_upsampling: deconvolutions to train: "none", "intermediate" (all but the last) or "all".
+        width: channels of the first stage; 64 is the paper's network, less is for trials.
+    """
+
+    variant: ClassVar[Variant] = "8s"
+
+    def __init__(
+        self,
+        num_classes: int,
+        pretrained: bool = False,
+        init_from: str | None = None,
+        learn_upsampling: Literal["none", "intermediate", "all"] = "none",
+        width: int = 64,
+        **kwargs: Any,
+    ):
+        if pretrained and init_from:
+            raise ValueError(f"Both pretrained and init_from={init_from!r} are set; choose one to start from.")
+        if pretrained and width != 64:
+            raise ValueError(f"width is {width}, but the ImageNet weights are of width 64; drop pretrained or width.")
+        network = FCNNetwork(num_classes, self.variant, learn_upsampling, width)
+        super().__init__(network=network, num_classes=num_classes, **kwargs)
+        if pretrained:
+            self._start_from_imagenet()
+        if init_from:
+            self._start_from_file(init_from)
+
+    def _start_from_imagenet(self) -> None:
+        if self.preprocessing != "torch":
+            raise ValueError(
+                f'preprocessing is "{self.preprocessing}", but the weights of torchvision expect "torch"; set that.'
+            )
+        from torchvision.models import VGG16_Weights
+
+        weights = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        hand_on(self.network, vgg16_to_fcn(weights), "torchvision's VGG16 (ImageNet)")
+
+    def _start_from_file(self, path: str) -> None:
+        content = checkpoints.read(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint or a state dict.")
+        if "features.0.weight" in content:
+            return hand_on(self.network, vgg16_to_fcn(content), path)
+        if "state_dict" not in content:
+            if self.preprocessing != "caffe":
+                raise ValueError(
+                    f"{path} is a plain state dict, converted from Caffe: its weights expect BGR pixels 0..255 minus a "
+                    f'mean, but preprocessing is "{self.preprocessing}". Set model.preprocessing to caffe.'
+                )
+            return hand_on(self.network, content, path, strict=True)
+        stored = content.get("seglight", {}).get("init_args", {}).get("preprocessing", "torch")
+        if stored != self.preprocessing:
+            raise ValueError(
+                f'{path} was trained with preprocessing "{stored}", this model has "{self.preprocessing}"; use one.'
+            )
+        weights = {key: w for key, w in content["state_dict"].items() if key.startswith("network.")}
+        return hand_on(self.network, {key.removeprefix("network."): w for key, w in weights.items()}, path)
+
+
+class FCN32s(FCN):
+    """FCN-32s: fc7 scored at stride 32. The first stage; start it from `pretrained`."""
+
+    variant = "32s"
+
+
+class FCN16s(FCN):
+    """FCN-16s: adds a score of pool4. Start it from an FCN-32s with `init_from`."""
+
+    variant = "16s"
+
+
+class FCN8s(FCN):
+    """FCN-8s: adds scores of pool4 and pool3. Start it from an FCN-16s with `init_from`."""
+
+    variant = "8s"
+
+
+class FCN8sAtOnce(FCN):
+    """FCN-8s trained in one go: its skips are scaled, so that `pretrained` is all it needs to start from."""
+
+    variant = "8s-atonce"

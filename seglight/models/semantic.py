@@ -1,0 +1,208 @@
+"""`SemanticModel`: what all semantic segmentation models share: loss, whole-set scores, inference."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seglight import inference
+from seglight.losses import cross_entropy
+from seglight.metrics import ConfusionMatrix, Scores
+from seglight.models.base import BaseModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from seglight.predict import SemanticPrediction
+    from seglight.types import SemanticBatch, SemanticEvalBatch
+
+
+class SemanticModel(BaseModel):
+    """One label per pixel. Works as it is with any network that returns `{"out": (B, K, h, w)}` at any stride.
+
+    Further keys of the network's output are auxiliary logits; each named in `loss_weights` adds to the loss.
+
+    Args:
+        network: maps a normalised image to a dict of logits.
+        num_classes: K.
+        align_corners: how logits are resized to labels (True for the corner-aligned sizes 8k + 1).
+        loss_weights: weight of each output in the loss; outputs not named here are not trained on.
+        class_weights: K weights of the cross entropy, or none.
+        loss_reduction: "mean" over labelled pixels; "sum" is the unnormalised loss of the FCN release.
+        test_scales: test-time: average the class probabilities over these image scales.
+        test_flip: test-time: average with the mirrored image.
+        test_window: test-time: slide a square window of this many pixels, stride two thirds of it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        align_corners: bool = False,
+        loss_weights: dict[str, float] | None = None,
+        class_weights: list[float] | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        test_scales: list[float] | None = None,
+        test_flip: bool = False,
+        test_window: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(network=network, num_classes=num_classes, **kwargs)
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(f"{len(class_weights)} class_weights for {num_classes} classes; give one per class.")
+        self.align_corners = align_corners
+        self.loss_weights = loss_weights or {"out": 1.0}
+        self.loss_reduction: Literal["mean", "sum"] = loss_reduction
+        self.test_scales, self.test_flip, self.test_window = test_scales or [1.0], test_flip, test_window
+        weights = torch.tensor(class_weights) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.confusion = ConfusionMatrix(num_classes, self.classes)
+        self.scores: Scores | None = None
+        """Of the last validation or test."""
+        self._val_loss: list[Tensor] = []
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: SemanticBatch, batch_idx: int) -> Tensor:
+        """One loss; its parts go to the running mean."""
+        losses = self.loss(self.network(self.normalize(batch["image"])), batch)
+        self.track(losses)
+        return losses["loss"]
+
+    def loss(self, outputs: dict[str, Tensor], batch: SemanticBatch) -> dict[str, Tensor]:
+        """The weighted sum as `loss`, and each part under its output's name when there are several."""
+        missing = set(self.loss_weights) - set(outputs)
+        if missing:
+            raise ValueError(
+                f"loss_weights names {sorted(missing)}, but the network returns {sorted(outputs)}; name those."
+            )
+        mask = batch["mask"].long()
+        parts = {
+            name: cross_entropy(
+                outputs[name],
+                mask,
+                self.class_weights,
+                reduction=self.loss_reduction,
+                align_corners=self.align_corners,
+            )
+            for name in self.loss_weights
+        }
+        total = torch.stack([self.loss_weights[name] * part for name, part in parts.items()]).sum()
+        return {"loss": total, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})}
+
+    # ----------------------------------------------------------------- inference
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Class scores of normalised images (B, C, H, W), at any stride; models with a protocol of their own override it."""
+        return self.network(image)["out"]
+
+    def protocol(self, image: Tensor) -> Tensor:
+        """`logits` under the test-time options: log-probabilities once anything is averaged."""
+        net, align = self.logits, self.align_corners
+        if self.test_window:
+            window = self.test_window
+            net = partial(inference.sliding, net, window=window, stride=-(-2 * window // 3), align_corners=align)
+        if self.test_flip or list(self.test_scales) != [1.0]:
+            return inference.multiscale(net, image, self.test_scales, self.test_flip, align_corners=align)
+        return net(image)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Class scores at image size.
+
+        Args:
+            image: (B, 3, H, W), RGB 0..255, uint8 or float.
+
+        Returns:
+            (B, K, H, W).
+        """
+        logits = self.protocol(self.normalize(image))
+        if logits.shape[-2:] == image.shape[-2:]:
+            return logits
+        return nn.functional.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+
+    def labels(self, images: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Label maps of images of any sizes; neighbours of equal size share a forward pass.
+
+        Args:
+            images: tensors (3, H_i, W_i), RGB 0..255.
+
+        Returns:
+            label maps (H_i, W_i) on the device, and the class scores (K, h_i, w_i) they came from.
+        """
+        labels: list[Tensor] = []
+        logits: list[Tensor] = []
+        start = 0
+        while start < len(images):
+            stop = start + 1
+            while stop < len(images) and images[stop].shape == images[start].shape:
+                stop += 1
+            group = torch.stack(images[start:stop]) if stop > start + 1 else images[start][None]
+            scores = self.protocol(self.normalize(group))
+            labels += inference.labels(scores, group.shape[-2:], self.align_corners)
+            logits += scores
+            start = stop
+        return labels, logits
+
+    @torch.inference_mode()
+    def predict(self, source: str | Path | np.ndarray | Image.Image) -> SemanticPrediction:
+        """Segment one picture: a file, a PIL image or a uint8 RGB array (H, W, 3)."""
+        from seglight.predict import SemanticPrediction, as_array
+
+        image = as_array(source)
+        training = self.training
+        self.eval()
+        labels, _ = self.labels([torch.from_numpy(image).permute(2, 0, 1).to(self.device)])
+        self.train(training)
+        return SemanticPrediction(image, labels[0].to(torch.uint8).cpu().numpy(), self.classes, self.palette)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def _evaluate(self, batch: SemanticEvalBatch) -> dict[str, list[Tensor]]:
+        labels, logits = self.labels(batch["image"])
+        for label, mask in zip(labels, batch["mask"], strict=True):
+            self.confusion.update(label, mask)
+        return {"labels": labels, "logits": logits}
+
+    def _log_scores(self, stage: str) -> None:
+        self.scores = self.confusion.compute()
+        self.confusion.reset()
+        if self.trainer.sanity_checking:
+            return
+        # Every rank holds the sum over ranks already; averaging equal numbers again could change their last bit.
+        self.log_dict(self.scores.as_dict(stage), sync_dist=False)
+
+    def validation_step(self, batch: SemanticEvalBatch, batch_idx: int) -> dict[str, list[Tensor]]:
+        """Label maps under `labels`; they are counted in the confusion matrix."""
+        result = self._evaluate(batch)
+        for scores, mask in zip(result.pop("logits"), batch["mask"], strict=True):
+            loss = cross_entropy(scores[None], mask[None].long(), align_corners=self.align_corners)
+            self._val_loss.append(torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)]))
+        return result
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores of the whole set, over all ranks."""
+        mine = torch.stack(self._val_loss).sum(0) if self._val_loss else torch.zeros(2, device=self.device)
+        self._val_loss.clear()
+        total = self.trainer.strategy.reduce(mine.to(self.device, torch.float32), reduce_op="sum")
+        if not self.trainer.sanity_checking:
+            self.log("val/loss", total[0] / total[1], sync_dist=False)
+        self._log_scores("val")
+
+    def test_step(self, batch: SemanticEvalBatch, batch_idx: int) -> dict[str, list[Tensor]]:
+        """As `validation_step`, without the loss."""
+        result = self._evaluate(batch)
+        result.pop("logits")
+        return result
+
+    def on_test_epoch_end(self) -> None:
+        """Scores of the whole set, over all ranks."""
+        self._log_scores("test")
+
+    def predict_step(self, batch: SemanticEvalBatch, batch_idx: int) -> list[Tensor]:
+        """Label maps of the batch's images, in order."""
+        return self.labels(batch["image"])[0]

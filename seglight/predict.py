@@ -1,0 +1,206 @@
+"""Segment pictures: a file, a folder or a pattern; and the object that `model.predict` gives back."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seglight import visualize
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+@dataclass
+class SemanticPrediction:
+    """What a semantic model says of one picture."""
+
+    image: np.ndarray
+    """uint8 (H, W, 3), RGB."""
+    labels: np.ndarray
+    """uint8 (H, W), 0..K-1."""
+    classes: list[str]
+    palette: list[tuple[int, int, int]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.palette is None:
+            self.palette = visualize.default_palette(len(self.classes))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the pixels of each class that occurs, largest first."""
+        counts = np.bincount(self.labels.reshape(-1), minlength=len(self.classes)) / self.labels.size
+        return {self.classes[k]: float(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The picture with the classes' colours over it."""
+        from PIL import Image
+
+        return Image.fromarray(visualize.overlay(self.image, self.labels, self.palette, alpha))
+
+    def save(self, path: str | Path) -> None:
+        """Write the label map as a palette PNG of the picture's size, and the overlay beside it as NAME_overlay.jpg."""
+        path = Path(path).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        visualize.save_palette_png(path, self.labels, self.palette)
+        self.overlay().save(overlay_path(path), quality=92)
+
+    def _repr_png_(self) -> bytes:
+        """Notebooks show the overlay."""
+        return self.overlay()._repr_png_()
+
+
+def overlay_path(path: Path) -> Path:
+    """Where the overlay of a label map goes."""
+    return path.with_name(f"{path.stem}_overlay.jpg")
+
+
+def as_array(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
+    """Any picture as uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
+
+    Raises:
+        ValueError: an array of another shape or type.
+    """
+    if isinstance(source, (str, Path)):
+        from seglight.data.decode import read_image
+
+        return read_image(source, exif=True)
+    if not isinstance(source, np.ndarray):
+        from PIL import ImageOps
+
+        return np.array(ImageOps.exif_transpose(source).convert("RGB"))
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+        raise ValueError(
+            f"The picture is an array of {source.dtype} {source.shape}; give uint8 (H, W, 3) in RGB order, 0..255."
+        )
+    return np.ascontiguousarray(source)
+
+
+def find(source: str) -> list[tuple[Path, Path]]:
+    """Pictures of a file, a folder (with its subfolders) or a glob pattern, sorted, with their names relative to it.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [(path, Path(path.name))]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = [(p, p.relative_to(path)) for p in files]
+        rule = f"it holds no picture ({', '.join(SUFFIXES)})"
+    else:
+        found = [(Path(p), Path(Path(p).name)) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
+        rule = "there is no such file or folder, and as a pattern it matches nothing"
+    if not found:
+        raise FileNotFoundError(f"Nothing to predict in {source!r}: {rule}.")
+    return found
+
+
+def outputs(found: list[tuple[Path, Path]], out: Path) -> list[Path]:
+    """One label file per picture; pictures that differ only in their suffix keep it in the name."""
+    stems = [name.with_suffix("") for _, name in found]
+    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
+    return [
+        out / (name.with_name(f"{name.name}.png") if stem in twice else name.with_suffix(".png"))
+        for (_, name), stem in zip(found, stems, strict=True)
+    ]
+
+
+def read_ahead(paths: list[Path], ahead: int = 4) -> Iterator[tuple[np.ndarray | None, str]]:
+    """Decode on threads while the network works; a picture that cannot be read comes as None with the reason."""
+
+    def read(path: Path) -> tuple[np.ndarray | None, str]:
+        try:
+            return as_array(path), ""
+        except (OSError, ValueError) as error:
+            return None, str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(read, path) for path in paths[:ahead]]
+        for number in range(len(paths)):
+            result = waiting.pop(0).result()
+            if number + ahead < len(paths):
+                waiting.append(pool.submit(read, paths[number + ahead]))
+            yield result
+
+
+def main(argv: list[str]) -> int:
+    """`seglight predict --source`: 0 when every picture was segmented, 1 when some could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="seglight predict",
+        description="Segment pictures: for each a palette PNG of its size and an overlay. "
+        "Test-time options of the model: --model.test_flip true, --model.test_scales [0.75,1,1.25], ...",
+    )
+    parser.add_argument("--ckpt_path", required=True, help="a checkpoint of seglight")
+    parser.add_argument("--source", required=True, help="a file, a folder, or a quoted glob pattern")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace results of the same name")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; by default the best one there is")
+    args, rest = parser.parse_known_args(argv)
+    try:
+        found = find(args.source)
+        paths = outputs(found, args.out)
+        occupied = [path for path in paths if path.exists() or overlay_path(path).exists()]
+        if occupied and not args.overwrite:
+            raise FileExistsError(
+                f"{len(occupied)} of {len(paths)} results exist already, the first is {occupied[0]}. "
+                f"Write elsewhere with --out, or replace them with --overwrite."
+            )
+        import torch
+
+        from seglight.checkpoints import load
+
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        model = load(args.ckpt_path, args.device or best, **_overrides(rest))
+    except (OSError, ValueError, TypeError) as error:
+        print(f"seglight: {error}", file=sys.stderr)
+        return 2
+    return _predict_all(model, [path for path, _ in found], paths, args.out)
+
+
+def _overrides(rest: list[str]) -> dict[str, Any]:
+    """`--model.test_flip true` as {"test_flip": True}.
+
+    Raises:
+        ValueError: an argument that is not a test-time option of the model.
+    """
+    import yaml
+
+    words = [word for argument in rest for word in argument.split("=", 1)]
+    overrides = {}
+    for key, value in zip(words[::2], [*words[1::2], None], strict=False):
+        if not key.startswith("--model.test_") or value is None:
+            raise ValueError(f"There is no option {key!r} here; see seglight predict --help.")
+        overrides[key.removeprefix("--model.").removeprefix("init_args.")] = yaml.safe_load(value)
+    return overrides
+
+
+def _predict_all(model: Any, sources: list[Path], paths: list[Path], out: Path) -> int:
+    from tqdm import tqdm
+
+    failed = []
+    bar = tqdm(zip(sources, paths, read_ahead(sources), strict=True), total=len(sources), unit="picture", disable=None)
+    with ThreadPoolExecutor(2) as pool:
+        saving = []
+        for source, path, (image, reason) in bar:
+            if image is None:
+                failed.append(f"{source}: {reason}" if str(source) not in reason else reason)
+                continue
+            saving.append(pool.submit(model.predict(image).save, path))
+        for task in saving:
+            task.result()
+    print(f"{len(sources) - len(failed)} of {len(sources)} pictures segmented into {out}")
+    for line in failed:
+        print(f"skipped {line}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,296 @@
+"""Through the front door: the command, its YAML and its errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny  # noqa: F401  makes the short names Tiny and Blocks known
+import torch
+import yaml
+
+import seglight
+from seglight.cli import main
+from seglight.cli.experiment import UsageError, load_yaml, validation_interval
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if "_base" not in p.parts)
+FAST = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fit(*words, model="Tiny", data="Blocks"):
+    return main(["fit", "--model", model, "--data", data, *FAST, *words])
+
+
+def refused(capsys, *words, status=(1, 2)):
+    """The one paragraph that a wrong command prints."""
+    try:
+        code = main(list(words))
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code in status, error
+    lines = [line for line in error.splitlines() if line.startswith("seglight: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+def test_a_run_leaves_everything_behind(here):
+    assert fit("--out", "run") == 0
+    run = here / "run"
+    for name in ("config.yaml", "env.json", "data.json", "train.log", "metrics.jsonl", "results.csv", "best.json",
+                 "checkpoints/last.ckpt", "checkpoints/best.ckpt", "plots/results.png", "plots/confusion.png"):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert list((run / "images").glob("*.png")) or list((run / "images").glob("*.jpg"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["class_path"].endswith("Tiny") and config["trainer"]["max_steps"] == 4
+    assert json.loads((run / "data.json").read_text())["train"]["samples"] == 8
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss", "train/lr", "val/mIoU", "val_class/dark"} <= set().union(*records)
+    content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert content["seglight"]["init_args"]["num_classes"] == 4
+    assert content["seglight"]["classes"] == ["dark", "middle", "bright", "never"]
+    model = seglight.load(run / "checkpoints/best.ckpt")
+    assert model.predict(torch.randint(0, 255, (9, 11, 3), dtype=torch.uint8).numpy()).labels.shape == (9, 11)
+
+
+def test_a_checkpoint_is_scored_without_its_yaml_and_test_time_options_win(here, capsys):
+    fit("--out", "run")
+    best = "run/checkpoints/best.ckpt"
+    assert main(["test", "--ckpt_path", best, "--trainer.accelerator", "cpu"]) == 0
+    plain = json.loads((here / "run/test/scores_test.json").read_text())
+    assert "one confusion matrix" in plain["definition"]
+    assert "one confusion matrix" in " ".join(capsys.readouterr().out.split())
+    assert main(["test", "--ckpt_path", best, "--trainer.accelerator", "cpu", "--model.test_scales", "[0.3]"]) == 0
+    scaled = json.loads((here / "run/test-2/scores_test.json").read_text())
+    assert plain["test/mIoU"] != scaled["test/mIoU"], "the flag must reach the model although a checkpoint is given"
+
+
+def test_predict_of_an_experiment_writes_its_test_split(here):
+    fit("--out", "run")
+    words = ["--ckpt_path", "run/checkpoints/best.ckpt", "--trainer.accelerator", "cpu", "--out", "p"]
+    assert main(["predict", *words]) == 0
+    assert sorted(p.name for p in (here / "p/predictions").glob("*.png")) == [f"scene{i}.png" for i in range(200, 205)]
+
+
+def test_the_config_of_a_run_can_be_fed_back(here):
+    fit("--out", "one")
+    assert main(["fit", "-c", "one/config.yaml", "--out", "two"]) == 0
+    first, second = (
+        (here / name / "config.yaml").read_text().replace("out: one", "out: two") for name in ("one", "two")
+    )
+    assert first == second
+
+
+def test_occupied_run_folder(here, capsys):
+    fit("--out", "run")
+    kept = (here / "run/metrics.jsonl").read_text()
+    message = refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "run")
+    assert "--resume" in message and "--overwrite" in message
+    assert (here / "run/metrics.jsonl").read_text() == kept
+    assert fit("--out", "run", "--overwrite") == 0
+    (here / "mine").mkdir()
+    (here / "mine/thesis.txt").write_text("years of work")
+    assert "not a run folder" in refused(
+        capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "mine", "--overwrite"
+    )
+    assert (here / "mine/thesis.txt").exists()
+
+
+def test_resume_continues_to_the_same_weights(here):
+    options = ["--trainer.max_steps", "8", "--val_every", "2", "--data.crop", "12"]
+    fit("--out", "straight", *options)
+    fit("--out", "stopped", *options, "--trainer.limit_val_batches", "2")  # a run of its own, to be cut below
+
+    class Kill(Exception):
+        pass
+
+    from seglight.models.semantic import SemanticModel
+
+    original, count = SemanticModel.training_step, [0]
+
+    def dying(self, batch, batch_idx):
+        count[0] += 1
+        if count[0] == 7:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    SemanticModel.training_step = dying
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            fit("--out", "killed", *options)
+            raise SystemExit
+    finally:
+        SemanticModel.training_step = original
+    assert torch.load("killed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert fit("--out", "killed", *options, "--resume") == 0
+    a, b = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("straight", "killed"))
+    assert a["global_step"] == b["global_step"] == 8
+    assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
+    steps = [json.loads(line).get("step") for line in (here / "killed/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_resume_without_a_run(here, capsys):
+    message = refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "none", "--resume")
+    assert "last.ckpt" in message and "--out" in message
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--modle.lr", "3"], "modle"),
+        (["--model.widht", "3"], "Did you mean width?"),
+        (["--model.lrr", "3"], "Did you mean lr"),
+        (["--data.crap", "3"], "Did you mean crop?"),
+        (["--trainer.max_stps", "3"], "Did you mean max_steps"),
+        (["--vale_every", "3"], "Did you mean val_every"),
+        (["--model.lr", "fast"], "float"),
+        (["--model.num_classes", "7"], "comes from the dataset"),
+        (["--model.init_args.classes", "[a]"], "comes from the dataset"),
+        (["--trainer.val_check_interval", "7"], "val_every"),
+        (["--val_every", "3"], "does not divide"),
+        (["--data.batch_size", "0"], "at least 1"),
+        (["-c", "nowhere.yaml"], "nowhere.yaml"),
+        (["--resume", "--overwrite"], "one of them"),
+    ],
+)
+def test_wrong_options_are_explained(here, capsys, words, expected):
+    assert expected in refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, *words)
+
+
+@pytest.mark.parametrize("model, data, expected", [("FCN9s", "Blocks", "Did you mean FCN8s"), ("Tiny", "VOCC", "Did you mean VOC"),
+                                                   ("SemanticModel", "Blocks", "base class")])  # fmt: skip
+def test_wrong_classes_are_explained(here, capsys, model, data, expected):
+    assert expected in refused(capsys, "fit", "--model", model, "--data", data, *FAST)
+
+
+def test_missing_parts_are_explained(here, capsys):
+    assert "model" in refused(capsys, "fit", "--data", "Blocks")
+    assert "--ckpt_path" in refused(capsys, "test")
+    assert "no.ckpt" in refused(capsys, "test", "--ckpt_path", "no.ckpt")
+
+
+def test_missing_dataset_names_the_path_and_the_command(here, capsys):
+    message = refused(capsys, "fit", "--model", "Tiny", "--data", "VOC", "--data.root", "nowhere/voc", *FAST)
+    assert "nowhere/voc" in message and "seglight data" in message
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def printed(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *words, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_parts_by_path_and_overrides(here, capsys):
+    """The behaviour of jsonargparse that our experiments rely on; see design fact 1."""
+    (here / "parts").mkdir()
+    write(here / "parts/data.yaml", "class_path: Blocks\ninit_args: {crop: 8, batch_size: 3}")
+    write(here / "parts/trainer.yaml", "max_steps: 12\naccelerator: cpu")
+    text = "data: parts/data.yaml\ndata.batch_size: 5\nmodel: Tiny\nmodel.width: 7\ntrainer: parts/trainer.yaml\ntrainer.max_steps: 6\n"
+    config = printed(capsys, "-c", write(here / "e.yaml", text), "--model.lr", "0.5")
+    assert config["data"]["init_args"]["batch_size"] == 5 and config["data"]["init_args"]["crop"] == 8
+    assert config["data"]["class_path"].endswith("Blocks") and config["model"]["class_path"].endswith("Tiny")
+    assert config["model"]["init_args"]["width"] == 7 and config["model"]["init_args"]["lr"] == 0.5
+    assert config["trainer"]["max_steps"] == 6 and config["trainer"]["accelerator"] == "cpu"
+
+
+def test_an_override_above_its_part_is_refused(here, capsys):
+    path = write(here / "e.yaml", "data.batch_size: 5\ndata: Blocks\nmodel: Tiny\n")
+    assert "Move it below" in refused(capsys, "fit", "-c", path)
+    with pytest.raises(UsageError):
+        load_yaml("model.lr: 1\nmodel: Tiny")
+
+
+@pytest.mark.parametrize("text, expected", [("model: Tiny\nmodle: 3\ndata: Blocks", "Did you mean model?"),
+                                            ("model: Tiny\nmodel.widht: 3\ndata: Blocks", "Did you mean width?"),
+                                            ("model: Tiny\ndata: Blocks\ntrainer: {max_stps: 3}", "Did you mean max_steps"),
+                                            ("model: FCN9s\ndata: Blocks", "Did you mean FCN8s"),
+                                            ("model: {class_path: FCN9s, init_args: {a: 1}}\ndata: Blocks", "Did you mean FCN8s"),
+                                            ("model: : x", "mapping")])  # fmt: skip
+def test_mistakes_in_yaml_are_explained(here, capsys, text, expected):
+    assert expected in refused(capsys, "fit", "-c", write(here / "e.yaml", text))
+
+
+def test_tensorboard_is_one_more_part(here, capsys):
+    write(
+        here / "e.yaml",
+        "model: Tiny\ndata: Blocks\ntrainer:\n  logger: [{class_path: pytorch_lightning.loggers.CSVLogger, init_args: {save_dir: .}}]\n",
+    )
+    config = printed(capsys, "-c", "e.yaml", "-c", str(ROOT / "experiments/_base/tensorboard.yaml"))
+    assert [logger["class_path"].rpartition(".")[2] for logger in config["trainer"]["logger"]] == [
+        "CSVLogger",
+        "TensorBoardLogger",
+    ]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_shipped_experiment_resolves(path, capsys):
+    config = printed(capsys, "-c", str(path))
+    assert config["model"]["class_path"].startswith("seglight.models.") and config["trainer"]["max_steps"] > 0
+    steps = config["trainer"]["max_steps"]
+    assert validation_interval(config["val_every"], steps, 1) <= steps
+
+
+@pytest.mark.parametrize("every, steps, accumulate, expected", [(None, 1000, 1, 100), (None, 997, 1, 997), (None, 4, 1, 1),
+                                                                (50, 100, 3, 150), (500, 100, 1, 100), (None, -1, 1, None)])  # fmt: skip
+def test_validation_interval(every, steps, accumulate, expected):
+    assert validation_interval(every, steps, accumulate) == expected
+
+
+def test_a_typo_costs_no_more_than_lightning():
+    code = (
+        "import sys\nfrom seglight.cli import main\n"
+        "try: main(['fit', '--model', 'FCN8s', '--data', 'Shapes', '--model.lrr', '1'])\nexcept SystemExit: pass\n"
+        "late = {'timm', 'segmentation_models_pytorch', 'wandb'} & set(sys.modules)\n"
+        "assert not late, late"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_numbers_of_one(tmp_path):
+    """Odd sets, images of different sizes: scores of 2 gloo processes equal those of 1 to the last bit."""
+    run = "import sys, tiny; from seglight.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = tmp_path / "run.py"
+    script.write_text(run)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+
+    def call(*words):
+        done = subprocess.run(
+            [sys.executable, str(script), *words], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=500
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    call("fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "run")
+    one = ["test", "--ckpt_path", "run/checkpoints/best.ckpt", "--trainer.accelerator", "cpu"]
+    call(*one, "--out", "one")
+    call(*one, "--out", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    first, second = (json.loads((tmp_path / name / "scores_test.json").read_text()) for name in ("one", "two"))
+    assert first == second and first["test/mIoU"] > 0
+    call("fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "ddp", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+         "--data.batch_size", "1")  # fmt: skip
+    records = [
+        {
+            json.dumps(sorted(k for k in json.loads(line) if k.startswith("val/")))
+            for line in (tmp_path / name / "metrics.jsonl").open()
+        }
+        for name in ("run", "ddp")
+    ]
+    assert records[0] == records[1]

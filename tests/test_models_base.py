@@ -1,0 +1,240 @@
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from tiny import Blocks, Tiny, TinyNetwork, picture
+from torch import nn
+
+import seglight
+from seglight.models.base import BaseModel
+from seglight.models.instance import InstanceModel
+from seglight.models.semantic import SemanticModel
+
+
+def quiet(**options):
+    defaults = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return pl.Trainer(**{**defaults, "accelerator": "cpu", **options})
+
+
+def test_normalisation_families():
+    pixel = torch.tensor([200.0, 100.0, 50.0]).view(1, 3, 1, 1)
+    expected = {
+        "torch": [(200 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224, (50 / 255 - 0.406) / 0.225],
+        "caffe": [50 - 104.00699, 100 - 116.66877, 200 - 122.67892],
+        "half": [200 / 127.5 - 1, 100 / 127.5 - 1, 50 / 127.5 - 1],
+        "grey": [350 / 3 / 255],
+    }
+    for family, values in expected.items():
+        model = Tiny(num_classes=2, preprocessing=family)
+        assert torch.allclose(model.normalize(pixel).flatten(), torch.tensor(values), atol=1e-5), family
+        assert torch.equal(model.normalize(pixel.to(torch.uint8)), model.normalize(pixel))
+
+
+def test_forward_gives_image_size_and_labels_original_sizes():
+    model = Tiny(num_classes=4).eval()
+    assert model(picture()[None]).shape == (1, 4, 21, 34)
+    images = [picture(20, 30), picture(20, 30), picture(33, 17)]
+    labels, _ = model.labels(images)
+    assert [tuple(map.shape) for map in labels] == [(20, 30), (20, 30), (33, 17)]
+    for image, label in zip(images, labels, strict=True):
+        assert torch.equal(model(image[None]).argmax(1)[0], label.long())
+
+
+def test_loss_weights_match_outputs_by_name():
+    torch.manual_seed(0)
+    batch = {
+        "image": picture(16, 16)[None],
+        "mask": torch.randint(0, 4, (1, 16, 16), dtype=torch.uint8),
+        "image_id": ["a"],
+    }
+    one, two = Tiny(num_classes=4), Tiny(num_classes=4, loss_weights={"out": 1.0, "aux": 0.4})
+    two.load_state_dict(one.state_dict())
+    outputs = one.network(one.normalize(batch["image"]))
+    losses = two.loss(outputs, batch)
+    assert set(losses) == {"loss", "loss_out", "loss_aux"}
+    assert torch.isclose(losses["loss"], losses["loss_out"] + 0.4 * losses["loss_aux"])
+    assert torch.isclose(one.loss(outputs, batch)["loss"], losses["loss_out"])
+    with pytest.raises(ValueError, match="aus"):
+        Tiny(num_classes=4, loss_weights={"aus": 1.0}).loss(outputs, batch)
+
+
+def test_parameter_groups_follow_the_caffe_rules():
+    model = Tiny(num_classes=2, lr=0.1, head_lr=10, bias_lr=2, decay_bias=False, weight_decay=0.5)
+    groups = {(round(g["lr"], 6), g["weight_decay"]): len(g["params"]) for g in model.parameter_groups()}
+    assert groups == {(0.1, 0.5): 1, (0.2, 0.0): 1, (1.0, 0.5): 2, (2.0, 0.0): 2}
+    assert sum(groups.values()) == len(list(model.network.parameters()))
+
+
+def test_schedules():
+    poly = Tiny(num_classes=2, power=0.9)
+    assert [poly.lr_factor(s, 100) for s in (0, 50, 100)] == pytest.approx([1, 0.5**0.9, 0])
+    steps = Tiny(num_classes=2, schedule="steps", milestones=[10, 20])
+    assert [steps.lr_factor(s, 30) for s in (0, 9, 10, 20)] == pytest.approx([1, 1, 0.1, 0.01])
+    warm = Tiny(num_classes=2, schedule="constant", warmup=4)
+    assert [warm.lr_factor(s, 30) for s in (0, 3, 9)] == pytest.approx([0.25, 1, 1])
+    with pytest.raises(ValueError, match="milestones"):
+        Tiny(num_classes=2, schedule="steps")
+
+
+@pytest.mark.parametrize("bad, word", [({"num_classes": 0}, "between 1 and 255"), ({"num_classes": 256}, "255"),
+                                       ({"num_classes": 3, "classes": ["a"]}, "one name per class"),
+                                       ({"num_classes": 3, "class_weights": [1.0]}, "one per class")])  # fmt: skip
+def test_bad_arguments(bad, word):
+    with pytest.raises(ValueError, match=word):
+        Tiny(**bad)
+
+
+def test_logged_loss_is_the_mean_since_the_last_log():
+    """Against a logger that sees what is logged, and a model that keeps every loss."""
+
+    class Recorder(pl.loggers.Logger):
+        name, version, seen = "r", 0, []
+
+        def log_metrics(self, metrics, step=None):
+            self.seen.append((step, metrics))
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+    losses = []
+
+    class Keeping(Tiny):
+        def track(self, values):
+            losses.append(values["loss"].item())
+            super().track(values)
+
+    recorder = Recorder()
+    trainer = quiet(max_steps=12, log_every_n_steps=4, logger=recorder, limit_val_batches=0)
+    trainer.fit(Keeping(num_classes=4), datamodule=Blocks())
+    logged = {step: m["train/loss"] for step, m in recorder.seen if "train/loss" in m}
+    assert list(logged.values()) == pytest.approx([np.mean(losses[i : i + 4]) for i in (0, 4, 8)], rel=1e-5)
+    assert [m["train/lr"] for _, m in recorder.seen if "train/lr" in m][0] < 0.01
+
+
+def test_training_reduces_the_loss_and_scores_are_complete():
+    data = Blocks()
+    model = Tiny(num_classes=4, classes=list(data.classes), width=16, optimizer="adamw", lr=0.02)
+    trainer = quiet(max_steps=300)
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data)
+    metrics = trainer.callback_metrics
+    assert metrics["test/mIoU"] > 0.7
+    assert "test_class/never" not in metrics and "test_class/dark" in metrics
+    assert model.scores.table.sum() == sum((m != 255).sum() for _, m in map(data.split("test").read, range(5)))
+
+
+def test_scores_do_not_depend_on_the_batch_size():
+    model = Tiny(num_classes=4)
+    tables = []
+    for size in (1, 2, 5):
+        quiet().validate(model, datamodule=Blocks(val_batch_size=size), verbose=False)
+        tables.append(model.scores.table)
+    assert all(torch.equal(torch.as_tensor(t), torch.as_tensor(tables[0])) for t in tables)
+
+
+def test_checkpoint_rebuilds_the_model_alone(tmp_path):
+    model = Tiny(num_classes=4, width=6, lr=0.3, classes=["a", "b", "c", "d"])
+    trainer = quiet(max_steps=1, limit_val_batches=0)
+    trainer.fit(model, datamodule=Blocks())
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    torch.load(tmp_path / "m.ckpt", weights_only=True)
+    again = seglight.load(tmp_path / "m.ckpt")
+    assert type(again) is Tiny and again.classes == ["a", "b", "c", "d"] and again.lr == 0.3
+    image = picture()[None]
+    assert torch.equal(again(image), model.eval()(image))
+    assert seglight.load(tmp_path / "m.ckpt", test_flip=True).test_flip
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path):
+    trainer = quiet(max_steps=1, limit_val_batches=0)
+    trainer.fit(Tiny(num_classes=4), datamodule=Blocks())
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    content = torch.load(tmp_path / "m.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match="width=4.*width=8"):
+        Tiny(num_classes=4, width=8).on_load_checkpoint(content)
+    Tiny(num_classes=4, lr=7.0, test_flip=True).on_load_checkpoint(content)
+
+
+def test_foreign_and_broken_checkpoints_are_named(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="not written by seglight"):
+        seglight.load(tmp_path / "x.ckpt")
+    (tmp_path / "y.ckpt").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        seglight.load(tmp_path / "y.ckpt")
+    with pytest.raises(FileNotFoundError, match="x.ckpt"):
+        seglight.load(tmp_path / "z.ckpt")
+    torch.save({"seglight": {"class_path": "os.path.join", "init_args": {}}, "state_dict": {}}, tmp_path / "e.ckpt")
+    with pytest.raises(ValueError, match="not a seglight model"):
+        seglight.load(tmp_path / "e.ckpt")
+
+
+def test_model_around_a_network_object_works_in_a_notebook(tmp_path):
+    model = SemanticModel(network=TinyNetwork(3), num_classes=3)
+    trainer = quiet(max_steps=1, limit_val_batches=0)
+    trainer.fit(model, datamodule=Blocks())
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match="network=..."):
+        seglight.load(tmp_path / "m.ckpt")
+    again = seglight.load(tmp_path / "m.ckpt", network=TinyNetwork(3))
+    image = picture()[None]
+    assert torch.equal(again(image), model.eval()(image))
+
+
+class FakeDetector(nn.Module):
+    """Follows InstanceModel's contract: one box per image as large as the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images, targets):
+        if targets is not None:
+            count = sum(len(target["labels"]) for target in targets)
+            return {"box": self.weight**2 * (1 + count), "mask": self.weight.abs()}, []
+        detections = []
+        for image in images:
+            height, width = image.shape[-2:]
+            assert image.dtype == torch.float32 and image.abs().max() < 5, "normalised, once"
+            detections.append(
+                {
+                    "boxes": torch.tensor([[0.0, 0.0, width, height]]), "labels": torch.tensor([0]),
+                    "scores": torch.tensor([0.9]), "masks": torch.ones(1, height, width, dtype=torch.bool),
+                }
+            )  # fmt: skip
+        return {}, detections
+
+
+def target(count, height, width):
+    return {
+        "boxes": torch.zeros(count, 4), "labels": torch.zeros(count, dtype=torch.int64), "area": torch.zeros(count),
+        "masks": torch.zeros(count, height, width, dtype=torch.bool), "iscrowd": torch.zeros(count, dtype=torch.bool),
+    }  # fmt: skip
+
+
+def test_instance_contract():
+    model = InstanceModel(network=FakeDetector(), num_classes=2)
+    images = [picture(10, 12), picture(7, 9)]
+    for mode in (True, False):
+        model.train(mode)
+        found = model(images)
+        assert [set(d) for d in found] == [{"boxes", "labels", "scores", "masks"}] * 2
+        assert found[1]["masks"].shape == (1, 7, 9)
+        assert model.network.training is mode
+    batch = {"image": images, "target": [target(2, 10, 12), target(0, 7, 9)], "image_id": ["a", "b"]}
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    trainer = quiet(max_steps=1)
+    trainer.fit(model, loader)
+    assert trainer.callback_metrics == {} or "train/loss" in trainer.callback_metrics
+    assert model.network.weight.item() != 1.0
+
+
+def test_base_is_a_lightning_module_that_says_what_it_needs():
+    assert issubclass(BaseModel, pl.LightningModule)
+    with pytest.raises(TypeError, match="num_classes"):
+        Tiny()

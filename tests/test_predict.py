@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+from PIL import Image
+from tiny import Blocks, Tiny
+
+import seglight
+from seglight.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "best.ckpt"
+    data = Blocks()
+    model = Tiny(num_classes=4, classes=list(data.classes), palette=list(data.palette))
+    trainer = pl.Trainer(max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu",
+                         limit_val_batches=0, enable_model_summary=False)  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.jpg", (30, 41)), ("b.png", (17, 23)), ("deep/c.png", (9, 50))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def test_file_array_and_pil_image_give_the_same(checkpoint, pictures):
+    model = seglight.load(checkpoint)
+    from_file = model.predict(pictures / "b.png")
+    array = np.asarray(Image.open(pictures / "b.png"))
+    assert from_file.labels.shape == (17, 23) and from_file.labels.dtype == np.uint8
+    assert np.array_equal(from_file.labels, model.predict(array).labels)
+    assert np.array_equal(from_file.labels, model.predict(Image.open(pictures / "b.png")).labels)
+    assert abs(sum(from_file.shares.values()) - 1) < 1e-9
+    assert from_file.overlay().size == (23, 17)
+    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
+        model.predict(array / 255.0)
+
+
+def test_saved_label_map_is_a_palette_png_of_the_original_size(checkpoint, pictures, tmp_path):
+    prediction = seglight.load(checkpoint).predict(pictures / "a.jpg")
+    prediction.save(tmp_path / "out" / "a")
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert image.mode == "P" and image.size == (41, 30)
+        assert np.array_equal(np.asarray(image), prediction.labels)
+        assert image.getpalette()[:3] == [10, 10, 10]
+    assert (tmp_path / "out" / "a_overlay.jpg").is_file()
+
+
+def test_folder_pattern_and_broken_files(checkpoint, pictures, tmp_path, capsys):
+    (pictures / "broken.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:200])
+    out = tmp_path / "out"
+    words = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu", "--out", str(out), "--source"]
+    assert main([*words, str(pictures)]) == 1
+    said = capsys.readouterr()
+    assert "3 of 4 pictures" in said.out and "broken.jpg" in said.err
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == ["a.png", "b.png", "deep/c.png"]
+    before = (out / "a.png").stat().st_mtime_ns
+    assert main([*words, str(pictures / "*.jpg")]) == 2
+    assert "--overwrite" in capsys.readouterr().err and (out / "a.png").stat().st_mtime_ns == before
+    assert main([*words, str(pictures / "a.jpg"), "--overwrite"]) == 0
+    assert main([*words, "nowhere/*.jpg"]) == 2 and "matches nothing" in capsys.readouterr().err
+
+
+def test_same_stem_keeps_both(checkpoint, pictures, tmp_path):
+    Image.open(pictures / "a.jpg").save(pictures / "a.png")
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+        "--source",
+        str(pictures),
+    ]
+    assert main(words) == 0
+    assert {"a.jpg.png", "a.png.png", "b.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_predicting_into_the_source_never_overwrites_it(checkpoint, pictures, capsys):
+    before = (pictures / "b.png").read_bytes()
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(checkpoint),
+        "--device",
+        "cpu",
+        "--out",
+        str(pictures),
+        "--source",
+        str(pictures),
+    ]
+    assert main(words) == 2
+    assert (pictures / "b.png").read_bytes() == before
+
+
+def test_exif_rotation_is_applied(checkpoint, tmp_path):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    assert seglight.load(checkpoint).predict(tmp_path / "phone.jpg").labels.shape == (30, 20)
+
+
+def test_test_time_options_and_their_typos(checkpoint, pictures, tmp_path, capsys):
+    words = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu", "--source", str(pictures / "a.jpg"), "--out"]
+    assert main([*words, str(tmp_path / "1"), "--model.test_flip", "true"]) == 0
+    assert main([*words, str(tmp_path / "2"), "--model.tset_flip", "true"]) == 2
+    assert "--model.tset_flip" in capsys.readouterr().err
