@@ -31,10 +31,13 @@ BAND = 16
 def labels(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Return the best class of each pixel after bilinear resizing, equal to `F.interpolate(...).argmax(1)`.
 
-    The full-size logits never exist on a CPU (a few MiB do), and those of one image on an accelerator. No softmax: it
-    cannot change the winner. On the CPU the logits are read as contiguous, so that labels do not depend on the memory
-    format (torch rounds the last bit differently for channels_last). Half-precision logits are resized in float32:
-    rounding after the resizing would make ties. The label of a pixel with a nan is any class.
+    On torch below 2.15 two classes within one rounding of float32 may change places, because its kernel fuses a
+    multiply-add differently.
+
+    The full-size logits never exist on a CPU, only some rows of them; on an accelerator those of one image do. No
+    softmax: it cannot change the winner. On the CPU the logits are read as contiguous, so that labels do not depend on
+    the memory format (torch rounds the last bit differently for channels_last). Half-precision logits are resized in
+    float32: rounding after the resizing would make ties. The label of a pixel with a nan is any class.
 
     Args:
         logits: float (B, K, h, w).
@@ -116,7 +119,7 @@ def _taps(size: int, out: int, align_corners: bool) -> tuple[Tensor, Tensor]:
         scale = torch.tensor(size / out, dtype=torch.float32)
         position = ((position + 0.5) * scale - 0.5).clamp_min(0)
     above = position.long().clamp_max(size - 1)
-    return above, (position - above).clamp(0, 1)
+    return above, position - above
 
 
 def sliding(
@@ -154,9 +157,7 @@ def sliding(
     height, width = image.shape[-2:]
     image = F.pad(image, (0, max(wide - width, 0), 0, max(high - height, 0)))
     corners = [
-        (y, x)
-        for y in window_starts(image.shape[-2], high, down)
-        for x in window_starts(image.shape[-1], wide, right)
+        (y, x) for y in window_starts(image.shape[-2], high, down) for x in window_starts(image.shape[-1], wide, right)
     ]
     total, seen = None, image.new_zeros(image.shape[-2:], dtype=torch.float32)
     for start in range(0, len(corners), batch):

@@ -11,10 +11,19 @@ import torch
 def _isolated(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     changed = {
-        "HOME": home, "TORCH_HOME": home / "torch", "HF_HOME": home / "hf", "HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": home / "mpl",
-        "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONFIG_DIR": home / "wandb", "WANDB_CACHE_DIR": home / "wandb",
-        "WANDB_DATA_DIR": home / "wandb", "WANDB_DIR": home / "wandb", "NETRC": home / "netrc",
-    }  # fmt: skip
+        "HOME": home,
+        "TORCH_HOME": home / "torch",
+        "HF_HOME": home / "hf",
+        "HF_HUB_OFFLINE": "1",
+        "MPLCONFIGDIR": home / "mpl",
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "WANDB_CONFIG_DIR": home / "wandb",
+        "WANDB_CACHE_DIR": home / "wandb",
+        "WANDB_DATA_DIR": home / "wandb",
+        "WANDB_DIR": home / "wandb",
+        "NETRC": home / "netrc",
+    }
     before = dict(os.environ)
     os.environ.update({key: str(value) for key, value in changed.items()})
     for secret in ("WANDB_API_KEY", "SEGLIGHT_TRACEBACK"):

@@ -47,8 +47,19 @@ def refused(capsys, *words, status=(1, 2)):
 def test_a_run_leaves_everything_behind(here):
     assert fit("--out", "run") == 0
     run = here / "run"
-    for name in ("config.yaml", "env.json", "data.json", "train.log", "metrics.jsonl", "results.csv", "best.json",
-                 "checkpoints/last.ckpt", "checkpoints/best.ckpt", "plots/results.png", "plots/confusion.png"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "env.json",
+        "data.json",
+        "train.log",
+        "metrics.jsonl",
+        "results.csv",
+        "best.json",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "plots/results.png",
+        "plots/confusion.png",
+    ):
         assert (run / name).is_file(), name
     assert list((run / "images").glob("*.png")) or list((run / "images").glob("*.jpg"))
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -168,8 +179,14 @@ def test_wrong_options_are_explained(here, capsys, words, expected):
     assert expected in refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, *words)
 
 
-@pytest.mark.parametrize("model, data, expected", [("FCN9s", "Blocks", "Did you mean FCN8s"), ("Tiny", "VOCC", "Did you mean VOC"),
-                                                   ("SemanticModel", "Blocks", "base class")])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, data, expected",
+    [
+        ("FCN9s", "Blocks", "Did you mean FCN8s"),
+        ("Tiny", "VOCC", "Did you mean VOC"),
+        ("SemanticModel", "Blocks", "base class"),
+    ],
+)
 def test_wrong_classes_are_explained(here, capsys, model, data, expected):
     assert expected in refused(capsys, "fit", "--model", model, "--data", data, *FAST)
 
@@ -202,7 +219,8 @@ def test_parts_by_path_and_overrides(here, capsys):
     (here / "parts").mkdir()
     write(here / "parts/data.yaml", "class_path: Blocks\ninit_args: {crop: 8, batch_size: 3}")
     write(here / "parts/trainer.yaml", "max_steps: 12\naccelerator: cpu")
-    text = "data: parts/data.yaml\ndata.batch_size: 5\nmodel: Tiny\nmodel.width: 7\ntrainer: parts/trainer.yaml\ntrainer.max_steps: 6\n"
+    text = "data: parts/data.yaml\ndata.batch_size: 5\nmodel: Tiny\nmodel.width: 7\n"
+    text += "trainer: parts/trainer.yaml\ntrainer.max_steps: 6\n"
     config = printed(capsys, "-c", write(here / "e.yaml", text), "--model.lr", "0.5")
     assert config["data"]["init_args"]["batch_size"] == 5 and config["data"]["init_args"]["crop"] == 8
     assert config["data"]["class_path"].endswith("Blocks") and config["model"]["class_path"].endswith("Tiny")
@@ -217,12 +235,17 @@ def test_an_override_above_its_part_is_refused(here, capsys):
         load_yaml("model.lr: 1\nmodel: Tiny")
 
 
-@pytest.mark.parametrize("text, expected", [("model: Tiny\nmodle: 3\ndata: Blocks", "Did you mean model?"),
-                                            ("model: Tiny\nmodel.widht: 3\ndata: Blocks", "Did you mean width?"),
-                                            ("model: Tiny\ndata: Blocks\ntrainer: {max_stps: 3}", "Did you mean max_steps"),
-                                            ("model: FCN9s\ndata: Blocks", "Did you mean FCN8s"),
-                                            ("model: {class_path: FCN9s, init_args: {a: 1}}\ndata: Blocks", "Did you mean FCN8s"),
-                                            ("model: : x", "mapping")])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("model: Tiny\nmodle: 3\ndata: Blocks", "Did you mean model?"),
+        ("model: Tiny\nmodel.widht: 3\ndata: Blocks", "Did you mean width?"),
+        ("model: Tiny\ndata: Blocks\ntrainer: {max_stps: 3}", "Did you mean max_steps"),
+        ("model: FCN9s\ndata: Blocks", "Did you mean FCN8s"),
+        ("model: {class_path: FCN9s, init_args: {a: 1}}\ndata: Blocks", "Did you mean FCN8s"),
+        ("model: : x", "mapping"),
+    ],
+)
 def test_mistakes_in_yaml_are_explained(here, capsys, text, expected):
     assert expected in refused(capsys, "fit", "-c", write(here / "e.yaml", text))
 
@@ -230,7 +253,8 @@ def test_mistakes_in_yaml_are_explained(here, capsys, text, expected):
 def test_tensorboard_is_one_more_part(here, capsys):
     write(
         here / "e.yaml",
-        "model: Tiny\ndata: Blocks\ntrainer:\n  logger: [{class_path: pytorch_lightning.loggers.CSVLogger, init_args: {save_dir: .}}]\n",
+        "model: Tiny\ndata: Blocks\ntrainer:\n  logger:\n"
+        "    - {class_path: pytorch_lightning.loggers.CSVLogger, init_args: {save_dir: .}}\n",
     )
     config = printed(capsys, "-c", "e.yaml", "-c", str(ROOT / "experiments/_base/tensorboard.yaml"))
     assert [logger["class_path"].rpartition(".")[2] for logger in config["trainer"]["logger"]] == [
@@ -247,8 +271,17 @@ def test_every_shipped_experiment_resolves(path, capsys):
     assert validation_interval(config["val_every"], steps, 1) <= steps
 
 
-@pytest.mark.parametrize("every, steps, accumulate, expected", [(None, 1000, 1, 100), (None, 997, 1, 997), (None, 4, 1, 1),
-                                                                (50, 100, 3, 150), (500, 100, 1, 100), (None, -1, 1, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "every, steps, accumulate, expected",
+    [
+        (None, 1000, 1, 100),
+        (None, 997, 1, 997),
+        (None, 4, 1, 1),
+        (50, 100, 3, 150),
+        (500, 100, 1, 100),
+        (None, -1, 1, None),
+    ],
+)
 def test_validation_interval(every, steps, accumulate, expected):
     assert validation_interval(every, steps, accumulate) == expected
 
@@ -284,8 +317,22 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path):
     call(*one, "--out", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
     first, second = (json.loads((tmp_path / name / "scores_test.json").read_text()) for name in ("one", "two"))
     assert first == second and first["test/mIoU"] > 0
-    call("fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "ddp", "--trainer.devices", "2", "--trainer.strategy", "ddp",
-         "--data.batch_size", "1")  # fmt: skip
+    call(
+        "fit",
+        "--model",
+        "Tiny",
+        "--data",
+        "Blocks",
+        *FAST,
+        "--out",
+        "ddp",
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--data.batch_size",
+        "1",
+    )
     records = [
         {
             json.dumps(sorted(k for k in json.loads(line) if k.startswith("val/")))

@@ -75,7 +75,7 @@ def test_cmyk_has_the_right_colours(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(PHOTO).convert("CMYK").save(path, quality=98, subsampling=0)
     assert probe(path).mode == "CMYK"
-    assert np.abs(read_image(path).astype(int) - PHOTO).mean() < 2
+    assert np.abs(read_image(path).astype(int) - PHOTO).mean() < 0.7, "OpenCV is off by 1.5 here"
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.gif"])
@@ -91,6 +91,8 @@ def test_masks_keep_their_numbers(tmp_path, name, mode):
 def test_palettes_of_few_bits_keep_their_indices(tmp_path, bits):
     """decode_png(UNCHANGED) of torchvision 0.26 to 0.29 returns packed bytes for these, without an error."""
     labels = LABELS & (2**bits - 1)
+    path = save(tmp_path / "a.png", labels * 0, "P", bits=bits)
+    assert not read_mask(path).any()
     path = save(tmp_path / "a.png", labels, "P", bits=bits)
     assert path.read_bytes()[24:26] == bytes((bits, 3))
     np.testing.assert_array_equal(read_mask(path), labels)
@@ -182,16 +184,18 @@ def test_a_thumbnail_does_not_hide_truncation(tmp_path):
     """The end marker of the small image inside the EXIF block is not that of the file."""
     small = io.BytesIO()
     Image.fromarray(NOISE).save(small, "JPEG")
-    path = save(tmp_path / "a.jpg", cv2.resize(NOISE, (400, 300)))
-    data, extra = path.read_bytes(), small.getvalue()
+    large = RNG.integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    path, extra = save(tmp_path / "a.jpg", large), small.getvalue()
+    data = path.read_bytes()
     data = data[:2] + b"\xff\xe2" + struct.pack(">H", len(extra) + 2) + extra + data[2:]
     path.write_bytes(data)
-    assert read_image(path).shape == (300, 400, 3)
+    assert read_image(path).shape == (400, 500, 3)
     path.write_bytes(data[:-3000])
-    with pytest.raises(DataError, match="truncated"):
+    assert not probe(path).complete
+    with pytest.raises(DataError, match="truncated, the end marker"):
         read_image(path)
     path.write_bytes(data + b"appended by some phone" * 5000)
-    assert read_image(path).shape == (300, 400, 3) and probe(path).complete
+    assert read_image(path).shape == (400, 500, 3) and probe(path).complete
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])

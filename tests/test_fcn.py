@@ -407,6 +407,10 @@ def test_caffe_weights_of_another_variant_are_refused(tmp_path):
     torch.save(weights, path)
     with pytest.raises(ValueError, match="lacks fc7"):
         FCN8s(num_classes=3, width=4, preprocessing="caffe", init_from=path)
+    weights.update({"fc7.bias": torch.zeros(256), "fc8.bias": torch.zeros(3)})
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match="lacks nothing and has fc8 in excess"):
+        FCN8s(num_classes=3, width=4, preprocessing="caffe", init_from=path)
 
 
 def test_vgg16_file_fills_the_trunk_under_any_preprocessing(tmp_path):

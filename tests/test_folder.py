@@ -91,7 +91,7 @@ def test_lists(tmp_path):
     fill(tmp_path, ["a", "b.v1", "c", "sub/d", "my photo"])
     name_classes(tmp_path)
     (tmp_path / "train.txt").write_text("sub/d\n\nb.v1\nmy photo.jpg\n")
-    (tmp_path / "val.txt").write_text("images/c.jpg masks/c.png\n")
+    (tmp_path / "val.txt").write_text("c masks/whatever.png\n")
     module = Folder(root=str(tmp_path), lists="{split}.txt")
     assert module.dataset("train").ids == ["sub/d", "b.v1", "my photo"]
     assert module.dataset("val").ids == module.dataset("test").ids == ["c"]
@@ -142,16 +142,18 @@ def test_without_class_names_the_values_are_shown(tmp_path):
 
 
 def test_values_map_to_classes(tmp_path):
-    fill(tmp_path, "abcde", values=(0, 255, 128, 7, 9))
-    module = Folder(root=str(tmp_path), values={0: "membrane", 255: "cell", 128: "cell", 9: "dirt"}, ignore=[7, "dirt"])
+    fill(tmp_path, "abcde", values=(0, 255, 128, 7, 9, 1))
+    module = Folder(
+        root=str(tmp_path), values={0: "membrane", 255: "cell", 128: "cell", 9: "dirt"}, ignore=[7, 1, "dirt"]
+    )
     assert module.classes == ("membrane", "cell")
     data = module.dataset("train")
     data.check(2)
     np.testing.assert_array_equal(data.read(0)[1].ravel()[:5], [0, 1, 1, 255, 255])
     strict = Folder(root=str(tmp_path), values={0: "membrane", 255: "cell"}).dataset("train")
-    with pytest.raises(DataError, match=r"values 7, 9, 128 in the masks.*data\.values"):
+    with pytest.raises(DataError, match=r"values 1, 7, 9, 128 in the masks.*data\.values"):
         strict.check(2)
-    ordered = Folder(root=str(tmp_path), values={0: "b", 255: "a"}, classes=["a", "b"], ignore=[7, 9, 128]).dataset(
+    ordered = Folder(root=str(tmp_path), values={0: "b", 255: "a"}, classes=["a", "b"], ignore=[1, 7, 9, 128]).dataset(
         "train"
     )
     np.testing.assert_array_equal(ordered.read(0)[1].ravel()[:2], [1, 0])

@@ -134,6 +134,11 @@ def test_coco_as_the_official_tool_reads_it(tmp_path, splits):
             assert np.array_equal(np.array(masks, bool).reshape(-1, *SIZE), one.object_masks())
 
 
+def test_run_lengths_begin_with_what_is_off():
+    assert formats._rle(np.array([[True, False], [True, True]])) == {"counts": [0, 2, 1, 1], "size": [2, 2]}
+    assert formats._rle(np.array([[False, True], [True, True]])) == {"counts": [1, 3], "size": [2, 2]}
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_outlines_of_awkward_shapes():
     pytest.importorskip("pycocotools")

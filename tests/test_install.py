@@ -33,7 +33,8 @@ def run(*words):
 
 def test_help_and_version_import_nothing_heavy():
     code = (
-        "import sys\nfrom seglight.cli import main\nfor verb in (['--help'], ['--version'], ['data', '--help'], ['bench', '--help']):\n"
+        "import sys\nfrom seglight.cli import main\n"
+        "for verb in (['--help'], ['--version'], ['data', '--help'], ['bench', '--help']):\n"
         "    try: main(verb)\n    except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'pytorch_lightning', 'timm', 'wandb', 'cv2', 'jsonargparse'} & set(sys.modules)\n"
         "assert not heavy, heavy"

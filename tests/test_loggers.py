@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import struct
+import time
 import warnings
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def nest(items, target: dict) -> dict:
 
 def parse(run: Path) -> dict:
     """Config, history, metric definitions and files of an offline run."""
-    found = {"config": {}, "history": [], "metrics": {}, "run": None}
+    found = {"config": {}, "history": [], "metrics": {}, "run": None, "closed": False}
     for record in records_of(next(run.glob("*.wandb"))):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -172,6 +173,7 @@ def parse(run: Path) -> dict:
         else:
             updates = ()
         nest(updates, found["config"])
+        found["closed"] |= kind == "exit"
         if kind == "history":
             found["history"].append(nest(record.history.item, {}))
         if kind == "metric":
@@ -190,8 +192,8 @@ def offline_run(tmp_path_factory):
         for name in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
             patch.setenv(f"WANDB_{name}", str(folder / "home"))
         logger = WandB(project="proj", name="fcn on blocks", save_dir=folder, id="run7", tags=["t"])
-        model = {"class_path": "Tiny", "init_args": {"lr": 0.1, "milestones": (1, 2)}}
-        logger.log_config({"model": model, "out": Path("x")})
+        config = {"class_path": "Tiny", "init_args": {"lr": 0.1, "milestones": (1, 2)}}
+        logger.log_config({"model": config, "out": Path("x")})
         data = tiny.Blocks()
         model = tiny.Tiny(num_classes=4, classes=list(data.classes), palette=list(data.palette))
         model.save_hyperparameters({"lr": 0.1})
@@ -202,9 +204,15 @@ def offline_run(tmp_path_factory):
         )  # fmt: skip
         trainer.fit(model, data)
         logger.finish()
+    folder.joinpath("iou.json").write_text(json.dumps([None if iou != iou else float(iou) for iou in model.scores.iou]))
     runs = list((folder / "wandb").glob("offline-run-*"))
     assert len(runs) == 1, "one run per job"
-    return folder, runs[0], parse(runs[0])
+    for _ in range(100):  # wandb's own process closes the file a moment after finish()
+        found = parse(runs[0])
+        if found["closed"]:
+            break
+        time.sleep(0.1)
+    return folder, runs[0], found
 
 
 def test_config_is_nested_and_sent_once(offline_run):
@@ -254,12 +262,13 @@ def test_native_masks_with_class_names(offline_run):
 
 
 def test_table_and_pictures(offline_run):
-    _, run, found = offline_run
+    folder, run, found = offline_run
     table = [entry["val_class/table"] for entry in found["history"] if "val_class/table" in entry][-1]
     content = json.loads((run / "files" / table["path"]).read_text())
     assert content["columns"] == ["class", "IoU", "accuracy", "pixels"]
     assert [row[0] for row in content["data"]] == ["dark", "middle", "bright", "never"]
-    assert content["data"][3][1:] == [None, None, 0], "absent, hence neither 0 nor 1"
+    assert [row[1] for row in content["data"]] == pytest.approx(json.loads((folder / "iou.json").read_text()))
+    assert content["data"][3][2:] == [None, 0], "a class without pixels has no accuracy"
     for key in ("val/confusion", "media/val_colours", "media/train_batch0"):
         entry = next(entry[key] for entry in found["history"] if key in entry)
         assert all((run / "files" / name).is_file() for name in entry["filenames"])
@@ -286,8 +295,6 @@ def test_sync_command_and_resumed_run(tmp_path, capsys):
         logger.finalize("success")
         logger.finalize("success")
         logger.finish()
-        import time
-
         time.sleep(1.1)  # wandb names its folders by the second
     line = capsys.readouterr().out.strip().splitlines()
     assert len(line) == 2 and line[1].startswith("W&B: recorded offline. To upload:  wandb sync ")
@@ -298,21 +305,14 @@ def test_sync_command_and_resumed_run(tmp_path, capsys):
 def test_online_only_when_logged_in(tmp_path, monkeypatch):
     import wandb
 
-    settings = wandb.setup().settings
-    if settings.api_key:
-        pytest.skip("this process has read a W&B key already")
-    assert wandb_mode() == "offline"
-    monkeypatch.setenv("WANDB_MODE", "dryrun")
-    assert wandb_mode() == "offline"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode() == "disabled"
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setattr(type(settings), "mode", "online", raising=False)
-    monkeypatch.setattr(wandb, "setup", lambda: type("S", (), {"settings": Settings})())
-
     class Settings:
         mode, api_key, base_url = "online", None, "https://api.wandb.ai"
 
+    monkeypatch.setattr(wandb, "setup", lambda: type("Setup", (), {"settings": Settings})())
+    for asked, mode in (("dryrun", "offline"), ("disabled", "disabled"), ("online", "online")):
+        monkeypatch.setenv("WANDB_MODE", asked)
+        assert wandb_mode() == mode
+    monkeypatch.delenv("WANDB_MODE")
     assert wandb_mode() == "offline", "not logged in"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password abc\n")
     assert wandb_mode() == "online"

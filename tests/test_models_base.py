@@ -81,9 +81,15 @@ def test_schedules():
         Tiny(num_classes=2, schedule="steps")
 
 
-@pytest.mark.parametrize("bad, word", [({"num_classes": 0}, "between 1 and 255"), ({"num_classes": 256}, "255"),
-                                       ({"num_classes": 3, "classes": ["a"]}, "one name per class"),
-                                       ({"num_classes": 3, "class_weights": [1.0]}, "one per class")])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad, word",
+    [
+        ({"num_classes": 0}, "between 1 and 255"),
+        ({"num_classes": 256}, "255"),
+        ({"num_classes": 3, "classes": ["a"]}, "one name per class"),
+        ({"num_classes": 3, "class_weights": [1.0]}, "one per class"),
+    ],
+)
 def test_bad_arguments(bad, word):
     with pytest.raises(ValueError, match=word):
         Tiny(**bad)
@@ -113,7 +119,7 @@ def test_logged_loss_is_the_mean_since_the_last_log():
     trainer.fit(Keeping(num_classes=4), datamodule=Blocks())
     logged = {step: m["train/loss"] for step, m in recorder.seen if "train/loss" in m}
     assert list(logged.values()) == pytest.approx([np.mean(losses[i : i + 4]) for i in (0, 4, 8)], rel=1e-5)
-    assert [m["train/lr"] for _, m in recorder.seen if "train/lr" in m][0] < 0.01
+    assert next(m["train/lr"] for _, m in recorder.seen if "train/lr" in m) < 0.01
 
 
 def test_training_reduces_the_loss_and_scores_are_complete():
@@ -155,7 +161,7 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path):
     trainer.fit(Tiny(num_classes=4), datamodule=Blocks())
     trainer.save_checkpoint(tmp_path / "m.ckpt")
     content = torch.load(tmp_path / "m.ckpt", weights_only=True)
-    with pytest.raises(ValueError, match="width=4.*width=8"):
+    with pytest.raises(ValueError, match=r"width=4.*width=8"):
         Tiny(num_classes=4, width=8).on_load_checkpoint(content)
     Tiny(num_classes=4, lr=7.0, test_flip=True).on_load_checkpoint(content)
 
@@ -167,7 +173,7 @@ def test_foreign_and_broken_checkpoints_are_named(tmp_path):
     (tmp_path / "y.ckpt").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         seglight.load(tmp_path / "y.ckpt")
-    with pytest.raises(FileNotFoundError, match="x.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"x.ckpt"):
         seglight.load(tmp_path / "z.ckpt")
     torch.save({"seglight": {"class_path": "os.path.join", "init_args": {}}, "state_dict": {}}, tmp_path / "e.ckpt")
     with pytest.raises(ValueError, match="not a seglight model"):
@@ -179,7 +185,7 @@ def test_model_around_a_network_object_works_in_a_notebook(tmp_path):
     trainer = quiet(max_steps=1, limit_val_batches=0)
     trainer.fit(model, datamodule=Blocks())
     trainer.save_checkpoint(tmp_path / "m.ckpt")
-    with pytest.raises(ValueError, match="network=..."):
+    with pytest.raises(ValueError, match=r"network=..."):
         seglight.load(tmp_path / "m.ckpt")
     again = seglight.load(tmp_path / "m.ckpt", network=TinyNetwork(3))
     image = picture()[None]
@@ -203,18 +209,23 @@ class FakeDetector(nn.Module):
             assert image.dtype == torch.float32 and image.abs().max() < 5, "normalised, once"
             detections.append(
                 {
-                    "boxes": torch.tensor([[0.0, 0.0, width, height]]), "labels": torch.tensor([0]),
-                    "scores": torch.tensor([0.9]), "masks": torch.ones(1, height, width, dtype=torch.bool),
+                    "boxes": torch.tensor([[0.0, 0.0, width, height]]),
+                    "labels": torch.tensor([0]),
+                    "scores": torch.tensor([0.9]),
+                    "masks": torch.ones(1, height, width, dtype=torch.bool),
                 }
-            )  # fmt: skip
+            )
         return {}, detections
 
 
 def target(count, height, width):
     return {
-        "boxes": torch.zeros(count, 4), "labels": torch.zeros(count, dtype=torch.int64), "area": torch.zeros(count),
-        "masks": torch.zeros(count, height, width, dtype=torch.bool), "iscrowd": torch.zeros(count, dtype=torch.bool),
-    }  # fmt: skip
+        "boxes": torch.zeros(count, 4),
+        "labels": torch.zeros(count, dtype=torch.int64),
+        "area": torch.zeros(count),
+        "masks": torch.zeros(count, height, width, dtype=torch.bool),
+        "iscrowd": torch.zeros(count, dtype=torch.bool),
+    }
 
 
 def test_instance_contract():

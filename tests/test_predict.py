@@ -13,8 +13,15 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "best.ckpt"
     data = Blocks()
     model = Tiny(num_classes=4, classes=list(data.classes), palette=list(data.palette))
-    trainer = pl.Trainer(max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu",
-                         limit_val_batches=0, enable_model_summary=False)  # fmt: skip
+    trainer = pl.Trainer(
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        limit_val_batches=0,
+        enable_model_summary=False,
+    )
     trainer.fit(model, datamodule=data)
     trainer.save_checkpoint(path)
     return path

@@ -72,6 +72,9 @@ def test_sizes_inside():
 def test_size_helpers_agree_with_the_network():
     legal = [side for side in range(1, 400) if _takes(side)]
     assert legal == list(range(188, 400, 16))
+    for side in set(range(1, 400)) - set(legal):
+        with pytest.raises(ValueError, match=f"input side of {side} pixels"):
+            output_size(side)
     for at_least in range(1, 300):
         assert legal_input_size(at_least) == next(side for side in legal if side >= at_least)
     for out in range(1, 150):
@@ -92,7 +95,7 @@ def _takes(side):
 
 
 @pytest.mark.parametrize(
-    ("side", "near"), [(571, "556 or 572"), (573, "572 or 588"), (64, "is 188"), (187, "is 188"), (189, "188 or 204")]
+    ("side", "near"), [(571, "556 or 572"), (573, "572 or 588"), (64, "is 188"), (187, "is 188"), (196, "188 or 204")]
 )
 def test_illegal_sizes_name_the_nearest_legal_ones(side, near):
     with pytest.raises(ValueError, match=rf"input side of {side} pixels.*{near}"):

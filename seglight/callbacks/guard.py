@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,9 @@ class Guard(Callback):
         value, arrived, batch, step = self._pending.popleft()
         if arrived is not None:
             arrived.synchronize()
-        if not torch.isfinite(value).all():
+        if not math.isfinite(loss := value.item()):
             self._pending.clear()
-            raise FloatingPointError(_report(trainer, float(value), batch, step))
+            raise FloatingPointError(_report(trainer, loss, batch, step))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let no checkpoint through before every loss up to now and every weight is known to be finite."""

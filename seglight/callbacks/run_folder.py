@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from seglight.checkpoints import AtomicCheckpointIO
+from seglight.loggers import RunLogger
 from seglight.metrics import Scores
 
 log = logging.getLogger("seglight")
@@ -52,7 +54,6 @@ def trainer_parts(out: str | Path, config: str | None = None, monitor: str = "va
     from seglight.callbacks.pictures import Pictures
     from seglight.callbacks.predictions import Predictions
     from seglight.callbacks.progress import Progress
-    from seglight.loggers import RunLogger
 
     out = Path(out)
     keep = {"dirpath": out / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": False}
@@ -134,9 +135,19 @@ class RunFolder(Callback):
         data = getattr(trainer, "datamodule", None)
         if hasattr(data, "fingerprint"):
             _write_json(self.path / "data.json", data.fingerprint())
+        for logger in trainer.loggers:
+            if self.config is not None and hasattr(logger, "log_config"):
+                logger.log_config(yaml.safe_load(self.config))
         for line in summary(trainer, pl_module, self.path):
             print(line, flush=True)
             log.info(line)
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed run repeats the steps after its checkpoint, so what was recorded of them goes."""
+        for logger in trainer.loggers:
+            if trainer.global_step and isinstance(logger, RunLogger):
+                logger.resume(trainer.global_step)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -82,7 +82,8 @@ def explain(message: str) -> str:
         if word in LINKED:
             return linked(word)
         if word in choices:  # jsonargparse says "not accepted" of a value, too
-            return f"the value given for {key!r} does not fit; it must be {annotation(word, [*models.values(), *datas.values()])}."
+            kind = annotation(word, [*models.values(), *datas.values()])
+            return f"the value given for {key!r} does not fit; it must be {kind}."
         return f"there is no option {key!r}.{nearest(word, choices)}"
     wrong_class = re.search(r'Parser key "(model|data)"', message)
     given = re.search(r"Expected a dot import path string: (\S+)", message)

@@ -128,8 +128,8 @@ class SemanticDataModule(LightningDataModule):
                 raise ValueError(f"data.{name} is {value}; it must be at least {low}.")
         if crop is None and batch_size > 1:
             raise ValueError(
-                f"data.crop is null, so every image keeps its own size and cannot be stacked, but data.batch_size is "
-                f"{batch_size}. Set data.batch_size to 1 (trainer.accumulate_grad_batches makes up for it) or give a crop."
+                f"data.crop is null, so images keep their own sizes and cannot be stacked, but data.batch_size is "
+                f"{batch_size}. Set it to 1 (trainer.accumulate_grad_batches makes up for it) or give a crop."
             )
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
         self.seed = (

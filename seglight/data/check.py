@@ -46,7 +46,7 @@ class _Look(NamedTuple):
 def check(dataset: FileDataset, num_classes: int) -> None:
     """Look for missing files, unusable formats, truncated files, differing sizes and labels that no class has.
 
-    Images cost a look at their header and their end, masks are decoded: measured about 0.5 s per 1000 VOC samples.
+    Images cost a look at their header and their end, masks are decoded: measured 0.6 s per 1000 VOC samples on 2 cores.
 
     Raises:
         DataError: all findings in one message, worst first, with examples and what to do.

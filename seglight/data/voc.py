@@ -8,8 +8,8 @@ from seglight.data.base import SemanticDataModule, Split
 from seglight.data.files import FileDataset, locate, palette, read_list, refuse_overlap
 
 _ADVICE = (
-    "To get it: VOCtrainval_11-May-2012.tar (2 GB, md5 6cd6e144f989b92b3379bac3b3de84fd) from "
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/, unpacked. Or a miniature: `seglight data sample --format voc OUT`."
+    "To get it: VOCtrainval_11-May-2012.tar (2 GB, md5 6cd6e144f989b92b3379bac3b3de84fd), unpacked, from "
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/. Or a miniature: `seglight data sample --format voc OUT`."
 )
 
 

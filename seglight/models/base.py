@@ -24,7 +24,7 @@ STARTS: dict[str, Any] = {"pretrained": False, "init_from": None, "encoder_weigh
 
 
 class RemembersArguments:
-    """Keeps the constructor's arguments in `init_args`: a checkpoint stores them, so that it can rebuild the model alone.
+    """Keeps the constructor's arguments in `init_args`: a checkpoint stores them, and so rebuilds the model alone.
 
     A class of its own, because jsonargparse reads the options of a class from `__new__` where it has one.
     """
@@ -57,7 +57,7 @@ class BaseModel(RemembersArguments, LightningModule):
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: L2 for SGD, decoupled for AdamW.
-        schedule: "poly" multiplies by (1 - step / max_steps) ** power, "steps" by 0.1 at each milestone, "constant" by 1.
+        schedule: "poly" multiplies by (1 - step / max_steps) ** power, "steps" by 0.1 at each milestone.
         power: of the poly schedule.
         warmup: optimiser steps of linear rise from 0.
         milestones: optimiser steps of the "steps" schedule.

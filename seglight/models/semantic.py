@@ -98,7 +98,7 @@ class SemanticModel(BaseModel):
     # ----------------------------------------------------------------- inference
 
     def logits(self, image: Tensor) -> Tensor:
-        """Class scores of normalised images (B, C, H, W), at any stride; models with a protocol of their own override it."""
+        """Class scores of normalised images (B, C, H, W), at any stride; models with a way of their own override it."""
         return self.network(image)["out"]
 
     def protocol(self, image: Tensor) -> Tensor:
