@@ -133,10 +133,9 @@ def error_map(image: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> np.nda
 
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     picture = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=0.4, beta=70), cv2.COLOR_GRAY2RGB)
-    void = mask == IGNORE_INDEX
-    wrong = (mask != labels) & ~void
+    wrong = mask != labels
     picture[wrong] = (0.2 * picture[wrong] + 0.8 * np.array(WRONG)).round()
-    picture[void] = VOID
+    picture[mask == IGNORE_INDEX] = VOID
     return picture
 
 
@@ -218,8 +217,8 @@ def triptych(
     error = f"error: {100 * (mask != labels)[valid].mean():.1f} % of the pixels" if valid.any() else "error"
     panels = {
         "image": image,
-        "ground truth": overlay(image, mask, palette, 0.75),
-        "prediction": overlay(image, labels, palette, 0.75),
+        "ground truth": overlay(image, mask, palette, 0.6),
+        "prediction": overlay(image, labels, palette, 0.6),
         error: error_map(image, mask, labels),
     }
     gap, bar, font = 6, 26, _font(15)

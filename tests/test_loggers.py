@@ -81,12 +81,12 @@ def test_a_validation_is_on_the_disk_at_once(tmp_path):
 
 def test_resume_drops_what_the_killed_run_did_after_its_checkpoint(tmp_path):
     killed = RunLogger(tmp_path)
-    for step in (10, 20, 30):
+    for step in (10, 20, 30, 40):
         killed.log_metrics({"train/loss": float(step)}, step=step)
         killed.log_metrics({"val/mIoU": step / 100}, step=step)
     killed.flush()
     with open(killed.path, "a") as file:
-        file.write('{"step": 35, "train/lo')  # killed while writing
+        file.write('{"step": 45, "train/lo')  # killed while writing
     resumed = RunLogger(tmp_path)
     resumed.resume(20)
     resumed.log_metrics({"train/loss": 31.0}, step=30)

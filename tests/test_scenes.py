@@ -48,6 +48,8 @@ def test_a_scene_does_not_depend_on_what_was_drawn_before():
     assert digest(scene(3, 8)) == alone
     assert digest(scene(3, 9)) != alone
     assert digest(scene(4, 8)) != alone
+    masks = {scene(3, index, (64, 64)).mask.tobytes() for index in range(32)}
+    assert len(masks) >= 30  # 2 of them are empty
 
 
 def test_splits_share_no_scene_and_stay_when_another_grows():
@@ -164,6 +166,22 @@ def test_wires_are_thin(scenes):
         left += cv2.morphologyEx(wire, cv2.MORPH_OPEN, np.ones((4, 4), np.uint8)).sum()
     assert pixels > 20_000
     assert left < 0.01 * pixels  # where two of them cross
+
+
+@pytest.mark.parametrize(("stride", "most"), [(8, 0.86), (32, 0.45)])
+def test_coarse_predictions_cannot_be_good(scenes, stride, most):
+    """The ground truth itself, seen at the resolution of a network's last layer and interpolated."""
+    table = np.zeros((8, 8), int)
+    for one in scenes[:100]:
+        size, known = one.mask.shape[::-1], one.mask != VOID
+        small = size[0] // stride, size[1] // stride
+        planes = [(one.mask == label).astype(np.float32) for label in range(8)]
+        coarse = [cv2.resize(cv2.resize(p, small, interpolation=cv2.INTER_AREA), size) for p in planes]
+        table += np.bincount(one.mask[known] * 8 + np.argmax(coarse, 0)[known], minlength=64).reshape(8, 8)
+    hits = np.diag(table)
+    scores = hits / (table.sum(0) + table.sum(1) - hits)
+    assert scores.mean() < most
+    assert scores[WIRE] < 0.1
 
 
 def test_colour_does_not_tell_the_class(scenes):

@@ -1,5 +1,7 @@
 """Geometry against a slow reference; image, mask, boxes and instance masks must stay together."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -353,3 +355,13 @@ def test_whole_images_without_a_crop():
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         TrainTransform(**options)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(capsys):
+    from seglight.benchmarks.data import main
+
+    assert main(["--rounds", "1", "--images", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "images/s: seglight" in printed
+    assert re.search(r"8 images of (8[5-9]|9\d) kB", printed), "files as large as VOC's"

@@ -328,6 +328,14 @@ def _silence_known() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
+def _show_models_messages() -> None:
+    """What a model says while it is built, such as which weights it took from a file, belongs on the terminal."""
+    messages = logging.getLogger("seglight.models")
+    if rank_zero_only.rank == 0 and not messages.handlers:
+        messages.addHandler(logging.StreamHandler(sys.stdout))
+        messages.setLevel(logging.INFO)
+
+
 def main(argv: list[str]) -> int:
     """Run one of LightningCLI's verbs; returns the exit status."""
     if argv[0] == "predict" and option(argv, "--source"):
@@ -340,6 +348,7 @@ def main(argv: list[str]) -> int:
         temporary = [completed[2]] if completed[1:2] == ["--config"] and argv[1:2] != ["--config"] else []
         with warnings.catch_warnings():
             _silence_known()
+            _show_models_messages()
             ExperimentCLI(
                 BaseModel,
                 SemanticDataModule,

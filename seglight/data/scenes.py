@@ -21,6 +21,9 @@ every difficulty is there to tell networks apart:
 * A border of 1 or 2 pixels labelled 255 around whatever is in front, as in PASCAL VOC.
 * Swarms: a handful of small objects annotated as one crowd, for the crowd rules of instance evaluation. One scene in
   sixteen (`index % 16 == 11`, so that small samples have one too) holds no object at all.
+
+What that costs, measured on 101 scenes of 160x192 pixels: the ground truth itself, averaged over cells of 4, 8, 16 or
+32 pixels and interpolated back, has a mIoU of 0.93, 0.83, 0.68 or 0.38; with every disc called moon it has 0.79.
 """
 
 from __future__ import annotations

@@ -5,15 +5,17 @@ Layers have the names of the Caffe release, so weights converted from there load
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from seglight import checkpoints
 from seglight.models.blocks import BilinearDeconv, HeConv2d, crop_offset
 from seglight.models.semantic import SemanticModel
+
+log = logging.getLogger(__name__)
 
 Variant = Literal["32s", "16s", "8s", "8s-atonce"]
 
@@ -193,7 +195,7 @@ def hand_on(network: FCNNetwork, weights: Mapping[str, Tensor], source: str, str
                 f"between networks of equal num_classes and width only; set both as they were, or start elsewhere."
             )
     network.load_state_dict(weights, strict=False)
-    rank_zero_info(
+    log.info(
         f"FCN-{network.variant} starts from {source}. Taken: {_layers(own.keys() & weights.keys())}. "
         f"As initialised: {_layers(missing)}. In the file, not in this network: {_layers(unused)}."
     )
