@@ -9,6 +9,7 @@ import struct
 import time
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def records_of(path: Path):
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        if kind == 0:
+        if kind == 0 or place + 7 + length > len(data):  # still being written
             break
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
@@ -246,14 +247,19 @@ def test_native_masks_with_class_names(offline_run):
     assert logged[0]["captions"] == logged[1]["captions"] == ["scene100", "scene102", "scene104"], "the same images"
     masks = logged[1]["all_masks"]
     assert [set(m) for m in masks] == [{"ground truth", "prediction", "error"}] * 3
-    truth = tiny.BlockScenes(5, 100).read(2)[1]
-    files = {name: np.array(Image.open(run / "files" / item["path"])) for name, item in masks[1].items()}
-    assert np.array_equal(files["ground truth"], truth)
-    assert files["prediction"].shape == truth.shape and files["prediction"].max() <= 3
-    error = np.where(truth == 255, 255, files["prediction"] != truth)
-    assert np.array_equal(files["error"], error)
-    image = Image.open(run / "files" / logged[1]["filenames"][1])
-    assert image.mode == "RGB" and image.size == truth.shape[::-1]
+    truths = [tiny.BlockScenes(5, 100).read(index)[1] for index in (0, 2, 4)]
+    assert len({truth.shape for truth in truths}) > 1
+    largest = tuple(max(truth.shape[axis] for truth in truths) for axis in (0, 1))
+    for truth, mask, name in zip(truths, masks, logged[1]["filenames"], strict=True):
+        files = {kind: np.array(Image.open(run / "files" / item["path"])) for kind, item in mask.items()}
+        inside = np.zeros(largest, bool)
+        inside[: truth.shape[0], : truth.shape[1]] = True
+        cut = {kind: values[: truth.shape[0], : truth.shape[1]] for kind, values in files.items()}
+        assert np.array_equal(cut["ground truth"], truth) and cut["prediction"].max() <= 3
+        assert np.array_equal(cut["error"], np.where(truth == 255, 255, cut["prediction"] != truth))
+        assert all(values.shape == largest and (values[~inside] == 255).all() for values in files.values())
+        image = Image.open(run / "files" / name)
+        assert image.mode == "RGB" and image.size == largest[::-1], "W&B wants one size per key"
     names = found["config"]["_wandb"]["mask/class_labels"]
     for mask in ("ground truth", "prediction"):
         meaning = names[f"media/val_wandb_delimeter_{mask}"]["value"]
@@ -389,6 +395,17 @@ def test_wandb_falls_back_to_offline(tmp_path, monkeypatch, capsys):
     logger.finalize("success")
     assert modes == ["online", "offline"] and logger.run_id == "x"
     assert "recorded offline" in capsys.readouterr().out
+
+
+def test_options_left_empty_on_the_command_line_change_nothing(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", Mock())
+    for options in ({}, {"settings": None, "resume": None, "mode": None, "reinit": None}):
+        WandB(save_dir=tmp_path, **options)._start()
+    plain, empty = (call.kwargs for call in wandb.init.call_args_list)
+    assert plain["settings"].silent and plain["resume"] == "allow" and plain["mode"] == "offline"
+    assert {**empty, "settings": 0} == {**plain, "settings": 0} and empty["settings"].silent
 
 
 def test_wandb_failing_later_does_not_stop_training(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from typing import Any
@@ -79,14 +80,15 @@ class Progress(ProgressBar):
             else:
                 print(text, flush=True)
 
-    def _open_bar(self, description: str, total: float, unit: str, start: int = 0) -> None:
+    def _open_bar(self, description: str, total: float, start: int = 0) -> None:
         self._close_bar()
         if self._enabled and self.terminal:
             known = None if math.isinf(total) else int(total)
-            layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}"
+            layout = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # 80 columns must do
+            columns, rows = _size()
             self._bar = tqdm(
-                desc=description, total=known, initial=start, unit=unit, file=sys.stdout, dynamic_ncols=True,
-                bar_format=layout if known else "{desc} {n_fmt} {unit}{postfix}",
+                desc=description, total=known, initial=start, file=sys.stdout, ncols=columns, nrows=rows,
+                bar_format=layout if known else "{desc}{n_fmt}{postfix}",
             )  # fmt: skip
 
     def _close_bar(self) -> None:
@@ -97,9 +99,8 @@ class Progress(ProgressBar):
     def _show(self, n: int, total: float, text: str, head: str) -> None:
         """Refresh the bar, or write a line."""
         if self._bar is not None:
-            self._bar.n = n
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.refresh()
+            self._bar.n, (self._bar.ncols, self._bar.nrows) = n, _size()
+            self._bar.set_postfix_str(text)
         else:
             self.print(f"{head} {n}{'' if math.isinf(total) else f'/{int(total)}'}  {text}".rstrip())
 
@@ -112,7 +113,7 @@ class Progress(ProgressBar):
         self._gap_began: float | None = None
         self._step_began = self._begun
         self._validation_loss = _Mean()
-        self._open_bar("train", self._total, "steps", self._first)
+        self._open_bar("", self._total, self._first)
         self._new_window(trainer)
 
     def _new_window(self, trainer: Trainer) -> None:
@@ -152,11 +153,11 @@ class Progress(ProgressBar):
         parts = [f"loss {loss:.4g}", f"lr {trainer.optimizers[0].param_groups[0]['lr']:.2g}"]
         if spent > 0:
             parts += [f"{(step - self._window_step) / spent:.3g} it/s", f"data {100 * self._waiting / spent:.0f} %"]
-        if torch.cuda.is_available():
-            parts.append(f"GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB")
         if step > self._first and not math.isinf(self._total):
             pace = (time.perf_counter() - self._begun) / (step - self._first)
             parts.append(f"ETA {_duration(pace * (self._total - step))}")
+        if torch.cuda.is_available():  # last: the end of the line is cut in a narrow terminal
+            parts.append(f"GPU {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB")
         self._show(step, self._total, "  ".join(parts), "step")
         self._new_window(trainer)
 
@@ -185,7 +186,7 @@ class Progress(ProgressBar):
         self._eval_began = self._eval_shown = time.perf_counter()
         self._gap_began = None
         if trainer.state.fn != "fit":
-            self._open_bar(description, self._batches, "batches")
+            self._open_bar(f"{description} ", self._batches)
 
     def _advance(self, trainer: Trainer, description: str) -> None:
         self._done += 1
@@ -278,6 +279,11 @@ class _Mean:
 
     def value(self) -> float:
         return float(self.total) / self.count if self.count else math.nan
+
+
+def _size() -> tuple[int, int]:
+    """Columns and rows of the terminal; 80 x 24 where it says 0 x 0, as in some containers: tqdm would hide."""
+    return tuple(shutil.get_terminal_size())
 
 
 def _name(metric: str) -> str:

@@ -17,6 +17,7 @@ from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experime
 from pytorch_lightning.utilities import rank_zero_only
 
 from seglight.loggers.harmless import never_stops
+from seglight.types import IGNORE_INDEX
 
 
 @dataclass
@@ -94,8 +95,10 @@ class WandB(WandbLogger):
 
         mode = "offline" if self._offline else self._wandb_init.get("mode") or wandb_mode()
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
-        options = {"settings": wandb.Settings(silent=True, init_timeout=self.START_TIMEOUT), **self._wandb_init}
-        options.pop("anonymous", None)  # Lightning always passes it, and wandb warns that it has no effect
+        # The command line passes every option of wandb.init, most as None, which would undo the defaults of Lightning.
+        options = {name: value for name, value in self._wandb_init.items() if value is not None}
+        options.setdefault("settings", wandb.Settings(silent=True, init_timeout=self.START_TIMEOUT))
+        options.setdefault("resume", "allow")
         # A run of its own, whatever other runs this process has (a notebook, a sweep of short jobs).
         options.update(reinit="create_new", mode=mode)
         try:
@@ -152,22 +155,22 @@ class WandB(WandbLogger):
         Args:
             key: for instance "media/val".
             pictures: in a stable order.
-            class_labels: for each name of a mask, what its values mean.
+            class_labels: for each name of a mask, which all pictures have, what its values mean.
             step: optimiser step.
         """
         import wandb
 
         labels = {name: {int(k): str(v) for k, v in meaning.items()} for name, meaning in class_labels.items()}
+        pixels = _same_size([picture.image for picture in pictures], 255)
+        masks = {name: _same_size([picture.masks[name] for picture in pictures], IGNORE_INDEX) for name in labels}
         images = [
             wandb.Image(
-                picture.image,
-                caption=picture.caption,
+                image,
+                caption=pictures[i].caption,
                 file_type="jpg",
-                masks={
-                    name: {"mask_data": mask, "class_labels": labels[name]} for name, mask in picture.masks.items()
-                },
+                masks={name: {"mask_data": masks[name][i], "class_labels": labels[name]} for name in labels},
             )
-            for picture in pictures
+            for i, image in enumerate(pixels)
         ]
         self.log_metrics({key: images}, step)
 
@@ -178,7 +181,8 @@ class WandB(WandbLogger):
         import wandb
 
         names = captions or [""] * len(pictures)
-        images = [wandb.Image(p, caption=name, file_type="jpg") for p, name in zip(pictures, names, strict=True)]
+        pixels = _same_size(pictures, 255)
+        images = [wandb.Image(p, caption=name, file_type="jpg") for p, name in zip(pixels, names, strict=True)]
         self.log_metrics({key: images}, step)
 
     @rank_zero_only
@@ -236,6 +240,13 @@ def wandb_mode() -> str:
             if known and known[2]:
                 return "online"
     return "offline"
+
+
+def _same_size(arrays: Sequence[np.ndarray], filling: int) -> list[np.ndarray]:
+    """Filled up to the right and below: W&B shows pictures of one key wrongly when their sizes differ."""
+    height, width = (max(array.shape[axis] for array in arrays) for axis in (0, 1))
+    sizes = ([(0, height - a.shape[0]), (0, width - a.shape[1]), *[(0, 0)] * (a.ndim - 2)] for a in arrays)
+    return [np.pad(a, size, constant_values=filling) for a, size in zip(arrays, sizes, strict=True)]
 
 
 def _plain(value: Any) -> Any:
