@@ -268,3 +268,10 @@ def test_an_index_beyond_the_split_is_an_error():
 def test_the_generator_needs_no_torch():
     code = "import sys, seglight.data.scenes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_simple_scenes_change_colours_and_nothing_else():
+    for index in range(12):
+        hard, easy = scene(0, index), scene(0, index, simple=True)
+        assert np.array_equal(hard.mask, easy.mask) and np.array_equal(hard.instances, easy.instances)
+        assert not np.array_equal(hard.image, easy.image)

@@ -49,6 +49,8 @@ PALETTE = (
 THINGS = (1, 2, 3, 4, 6, 7)
 """Labels of countable objects; background and wire are stuff."""
 SQUARE, TRIANGLE, STAR, RING, WIRE, SUN, MOON = range(1, 8)
+_COLOUR_OF = {**dict(enumerate(PALETTE)), WIRE: (20, 20, 20), MOON: PALETTE[SUN]}
+"""Of simple scenes."""
 VOID = 255
 
 FIRST_INDEX = {"train": 0, "val": 1 << 24, "test": 2 << 24}
@@ -100,7 +102,9 @@ class Scene:
         return self.instances[None] == np.arange(1, len(self.objects) + 1, dtype=np.int32)[:, None, None]
 
 
-def scene(seed: int, index: int, size: tuple[int, int] = (160, 192), *, night: bool | None = None) -> Scene:
+def scene(
+    seed: int, index: int, size: tuple[int, int] = (160, 192), *, night: bool | None = None, simple: bool = False
+) -> Scene:
     """Draw one scene.
 
     Args:
@@ -108,6 +112,8 @@ def scene(seed: int, index: int, size: tuple[int, int] = (160, 192), *, night: b
         index: of the scene in it, 0 or more.
         size: height and width in pixels, each at least 48.
         night: draw it by day or by night whatever the seed says. Everything but the skyline stays as it is.
+        simple: a grey sky, and a colour for each class (one for sun and moon together), so that a network learns most
+            of it in minutes. Shapes and labels stay as they are.
 
     Raises:
         ValueError: on a negative seed or index, or a size below 48.
@@ -124,8 +130,10 @@ def scene(seed: int, index: int, size: tuple[int, int] = (160, 192), *, night: b
     by_night = skyline_rng.random() < 0.5  # drawn in any case, so that forcing it changes nothing else
     night = bool(by_night if night is None else night)
 
-    canvas = _Canvas(height, width)
+    canvas = _Canvas(height, width, simple)
     _sky(canvas, rng)
+    if simple:
+        canvas.image[:] = canvas.image.mean(2, keepdims=True, dtype=np.float32).astype(np.uint8)
     roofs = _skyline(canvas, skyline_rng, night)
     if index % 16 != 11:
         for item in _plan(rng, height, width, roofs, night):
@@ -218,7 +226,8 @@ def _coloured(levels: np.ndarray, low: tuple[int, int, int], high: tuple[int, in
 class _Canvas:
     """What has been painted so far. Later paint is in front."""
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, height: int, width: int, simple: bool = False):
+        self.simple = simple
         self.image = np.zeros((height, width, 3), np.uint8)
         self.mask = np.zeros((height, width), np.uint8)
         self.owner = np.zeros((height, width), np.uint8)
@@ -258,7 +267,11 @@ class _Canvas:
         while _apart(colour, behind) < contrast:
             colour = _colour(rng)
         levels = _texture(rng, *part.shape) if label != WIRE else np.zeros(part.shape, np.uint8)
-        colours = _coloured(levels, colour, _shifted(rng, colour, 60))
+        low, high = colour, _shifted(rng, colour, 60)
+        if self.simple:
+            low = _COLOUR_OF[label]
+            high = tuple(value // 2 for value in low)
+        colours = _coloured(levels, low, high)
         number = len(self.labels)
         cv2.copyTo(colours, part, self.image[top:bottom, left:right])
         kernel = np.ones((2 * border + 1, 2 * border + 1), np.uint8)

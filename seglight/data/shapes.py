@@ -19,17 +19,26 @@ class ShapesDataset(SemanticDataset):
         size: number of scenes.
         image_size: height and width.
         scene_seed: of the world.
+        simple: colour tells most classes, see `seglight.data.scenes.scene`.
     """
 
-    def __init__(self, split: Split, size: int, image_size: tuple[int, int] = (160, 192), scene_seed: int = 0):
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        image_size: tuple[int, int] = (160, 192),
+        scene_seed: int = 0,
+        simple: bool = False,
+    ):
         self.ids = [f"{split}_{index:06d}" for index in range(size)]
         self.first, self.image_size, self.scene_seed = FIRST_INDEX[split], image_size, scene_seed
+        self.simple = simple
 
     def scene(self, index: int) -> Scene:
         """Everything that is known about a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"There is no scene {index}; the split holds {len(self)}.")
-        return scene(self.scene_seed, self.first + index, self.image_size)
+        return scene(self.scene_seed, self.first + index, self.image_size, simple=self.simple)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 (H, W, 3) RGB and labels uint8 (H, W) with 255 on borders."""
@@ -66,6 +75,8 @@ class Shapes(SemanticDataModule):
         val_size: scenes to validate on; they stay the same whatever `train_size` is.
         test_size: scenes of the test split.
         image_size: height and width of a scene.
+        simple: a grey sky and a colour for each class, which a network learns in minutes; for demonstrations, not for
+            telling networks apart.
         scene_seed: of the scenes. It does not follow the seed of the run, so that runs stay comparable.
         crop: as elsewhere, but null means the whole scene.
         scale: as elsewhere.
@@ -83,6 +94,7 @@ class Shapes(SemanticDataModule):
         test_size: int = 101,
         image_size: tuple[int, int] = (160, 192),
         scene_seed: int = 0,
+        simple: bool = False,
         crop: int | tuple[int, int] | None = None,
         scale: tuple[float, float] = (0.75, 1.5),
         **kwargs: Any,
@@ -96,8 +108,8 @@ class Shapes(SemanticDataModule):
             raise ValueError(f"data.image_size is {list(image_size)}; each must be at least {MIN_SIZE} pixels.")
         if scene_seed < 0:
             raise ValueError(f"data.scene_seed is {scene_seed}; it must be 0 or more.")
-        self.sizes, self.image_size, self.scene_seed = sizes, tuple(image_size), scene_seed
+        self.sizes, self.image_size, self.scene_seed, self.simple = sizes, tuple(image_size), scene_seed, simple
 
     def dataset(self, split: Split) -> ShapesDataset:
         """The scenes of a split."""
-        return ShapesDataset(split, self.sizes[split], self.image_size, self.scene_seed)
+        return ShapesDataset(split, self.sizes[split], self.image_size, self.scene_seed, self.simple)

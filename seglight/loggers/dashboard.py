@@ -141,7 +141,7 @@ class WandB(WandbLogger):
     @never_stops
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values at an optimiser step."""
-        self.experiment.log(dict(metrics) if step is None else {**metrics, "step": step})
+        self.experiment.log(dict(metrics) if step is None else {**metrics, "step": int(step)})
 
     @rank_zero_only
     @never_stops

@@ -68,7 +68,7 @@ class RunLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add one record."""
         values = {name: _number(value) for name, value in metrics.items()}
-        record = {"step": step, "time": round(time.time(), 3), **values}
+        record = {"step": None if step is None else int(step), "time": round(time.time(), 3), **values}
         self._open().write(json.dumps(record) + "\n")
         self._latest.update({name: value for name, value in values.items() if name.startswith("train/")})
         if any(name.startswith("val/") for name in values):

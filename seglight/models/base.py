@@ -150,10 +150,12 @@ class BaseModel(RemembersArguments, LightningModule):
             self._losses[name] = self._losses[name] + value if self._loss_count else value
         self._loss_count += 1
         trainer = self.trainer
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        last = self._loss_count % trainer.accumulate_grad_batches == 0
+        if last and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             for name, value in self.running_losses().items():
                 self.log(f"train/{name}", value, batch_size=1)
             self.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+            self.log("step", float(trainer.global_step + 1), batch_size=1)  # Lightning would count from 0
             self._loss_count = 0
 
     def running_losses(self) -> dict[str, Tensor]:

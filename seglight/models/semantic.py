@@ -175,6 +175,7 @@ class SemanticModel(BaseModel):
             return
         # Every rank holds the sum over ranks already; averaging equal numbers again could change their last bit.
         self.log_dict(self.scores.as_dict(stage), sync_dist=False)
+        self.log("step", float(self.trainer.global_step), sync_dist=False)
 
     def validation_step(self, batch: SemanticEvalBatch, batch_idx: int) -> dict[str, list[Tensor]]:
         """Label maps under `labels`; they are counted in the confusion matrix."""
