@@ -23,6 +23,7 @@ from seglight.loggers import RunLogger
 from seglight.metrics import Scores
 
 log = logging.getLogger("seglight")
+log.addHandler(logging.NullHandler())  # train.log is for these; the terminal is told by print
 
 PACKAGES = (
     "seglight", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "segmentation-models-pytorch",

@@ -161,6 +161,8 @@ class ExperimentCLI(LightningCLI):
         self.yaml = self._parser(self.subcommand).dump(config, skip_link_targets=True)
         trainer.val_check_interval = interval
         self._choose_precision(trainer)
+        if "verbose" in config:
+            config.verbose = False  # the run folder prints the table, with its definition
         self.run_dir = self._run_dir(config)
         for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
             arguments = getattr(logger, "init_args", {})
@@ -364,7 +366,8 @@ def main(argv: list[str]) -> int:
     except (UsageError, FileNotFoundError, ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SEGLIGHT_TRACEBACK"):
             raise
-        print(f"seglight: {explain(str(error))}", file=sys.stderr)
+        message = str(error)  # one of ours, which jsonargparse may have wrapped
+        print(f"seglight: {explain(message) if 'Union subtypes' in message else message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     finally:
         for file in temporary:
