@@ -31,8 +31,8 @@ BAND = 16
 def labels(logits: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Return the best class of each pixel after bilinear resizing, equal to `F.interpolate(...).argmax(1)`.
 
-    On torch below 2.15 two classes within one rounding of float32 may change places, because its kernel fuses a
-    multiply-add differently.
+    On torch 2.11, whose kernel rounds the weights of rows differently, resized logits differ by up to 1e-5, so classes
+    that are as close as that may change places.
 
     The full-size logits never exist on a CPU, only some rows of them; on an accelerator those of one image do. No
     softmax: it cannot change the winner. On the CPU the logits are read as contiguous, so that labels do not depend on

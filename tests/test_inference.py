@@ -63,8 +63,8 @@ def test_the_resized_values_are_those_of_torch_to_the_bit(size, classes, format,
     logits = random(1, classes, 37, 41)
     labels(logits.contiguous(memory_format=format), size)
     values = torch.cat([s.flatten(1) for s in seen], dim=1).view(1, classes, *size)
-    same_kernel = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)  # 2.11 rounds one multiply-add otherwise
-    tolerance = 0 if same_kernel else 1e-6
+    same_kernel = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)  # 2.11 rounds row weights otherwise
+    tolerance = 0 if same_kernel else 2e-5
     expected = F.interpolate(logits, size=size, mode="bilinear")
     torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance)
 
