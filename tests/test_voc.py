@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from seglight.data.decode import DataError
-from seglight.data.files import palette
+from seglight.data.palette import palette
 from seglight.data.voc import VOC
 
 LISTS = {"train": ["2007_000001", "2007_000002"], "val": ["2008_000003"]}

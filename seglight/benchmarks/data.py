@@ -22,7 +22,8 @@ from torchvision.transforms import v2
 
 from seglight.benchmarks.timing import paired
 from seglight.data.decode import read_image, read_mask
-from seglight.data.files import FileDataset, palette
+from seglight.data.files import FileDataset
+from seglight.data.palette import palette
 from seglight.data.scenes import scene
 from seglight.data.transforms import TrainTransform, train_batch
 

@@ -104,6 +104,8 @@ class RunFolder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open the folder and write what is known before the first step."""
         self._trainer = trainer
+        # Rank 0 chose the folder; one that it made meanwhile must not send the others elsewhere.
+        self.path = Path(trainer.strategy.broadcast(str(self.path)))
         if not trainer.is_global_zero:
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,7 @@ import numpy as np
 from seglight.data.base import SemanticDataset
 from seglight.data.check import SIZE_RULE, check, fingerprint, listing
 from seglight.data.decode import DataError, mask_fault, probe, read_image, read_mask
-
-Colour = tuple[int, int, int]
+from seglight.data.palette import Colour
 
 
 class FileDataset(SemanticDataset):
@@ -140,14 +139,6 @@ def find(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
             raise DataError(f"{folder} holds both {found[key].name} and {path.name}; which one is meant? Remove one.")
         found[key] = path
     return found
-
-
-def palette(count: int) -> tuple[Colour, ...]:
-    """The colours of the VOC devkit: three bits of a label at a time go to red, green and blue, high bits first."""
-    return tuple(
-        tuple(sum((label >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
-        for label in range(count)
-    )
 
 
 def _labels_of_colours(path: Path, colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:

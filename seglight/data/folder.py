@@ -12,7 +12,8 @@ import numpy as np
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.check import listing
 from seglight.data.decode import DataError, read_mask
-from seglight.data.files import FileDataset, find, palette, read_list, refuse_overlap
+from seglight.data.files import FileDataset, find, read_list, refuse_overlap
+from seglight.data.palette import palette
 from seglight.types import IGNORE_INDEX
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from seglight.data.palette import palette
 from seglight.data.scenes import CLASSES, MOON, PALETTE, RING, SQUARE, STAR, SUN, THINGS, TRIANGLE, VOID, WIRE, Scene
 
 Splits = Mapping[str, Iterable[Scene]]
@@ -67,7 +68,7 @@ def write_voc(out: str | Path, splits: Splits) -> Path:
     Masks are palette PNGs with the devkit's colours, 255 on borders; label numbers are the scenes' own. Objects count
     from 1; the wires of a picture are one object together, for in VOC every labelled pixel belongs to one.
     """
-    colours = _voc_palette()
+    colours = np.array(palette(256), np.uint8)
     with _new_folder(out) as folder:
         root = folder / "VOCdevkit/VOC2012"
         lists: dict[str, list[str]] = {}
@@ -242,13 +243,6 @@ def _write_lists(folder: Path, lists: dict[str, list[str]]) -> None:
     both = sorted(name for names in lists.values() for name in names)
     for split, names in {**lists, "trainval": both}.items():
         (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-
-
-def _voc_palette() -> np.ndarray:
-    """The devkit's colours, uint8 (256, 3): a label gives three bits in turn to red, green and blue, high first."""
-    labels = np.arange(256)
-    channels = [sum((labels >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)]
-    return np.stack(channels, axis=1).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- outlines

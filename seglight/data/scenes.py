@@ -34,6 +34,19 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from seglight.data.textures import (
+    DIRECTIONS,
+    apart,
+    between,
+    coloured,
+    draw_colour,
+    draw_texture,
+    noise,
+    shifted,
+    waves,
+    whole,
+)
+
 CLASSES = ("background", "square", "triangle", "star", "ring", "wire", "sun", "moon")
 """Names in label order. A square may be up to a quarter longer than wide."""
 PALETTE = (
@@ -62,8 +75,6 @@ _KEPT = 0.4  # share of an object that later objects must leave visible
 _SKY, _GROUND = 0, 1  # owners of background pixels; objects and wires are numbered from 2
 
 # Sixteenths of a unit vector in eight directions: integers, so that stripes are the same everywhere.
-_DIRECTIONS = ((16, 0), (15, 6), (11, 11), (6, 15), (0, 16), (-6, 15), (-11, 11), (-15, 6))
-_RAMP = np.arange(256, dtype=np.int32)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -148,78 +159,6 @@ def split_scenes(split: str, count: int, seed: int = 0, size: tuple[int, int] = 
         yield scene(seed, FIRST_INDEX[split] + index, size)
 
 
-# ---------------------------------------------------------------- chance and colour
-
-
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()
-
-
-def _whole(rng: np.random.Generator, low: int, high: int) -> int:
-    """From low to high, both possible."""
-    return low + int((high - low + 1) * rng.random())
-
-
-def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    """Anything but greys: the channels are spread over at least 70 levels."""
-    while True:
-        red, green, blue = (_whole(rng, 25, 235) for _ in range(3))
-        if max(red, green, blue) - min(red, green, blue) >= 70:
-            return red, green, blue
-
-
-def _shifted(rng: np.random.Generator, colour: tuple[int, int, int], reach: int) -> tuple[int, int, int]:
-    red, green, blue = (min(max(c + _whole(rng, -reach, reach), 8), 247) for c in colour)
-    return red, green, blue
-
-
-def _apart(one: tuple[int, int, int], other: tuple[int, int, int]) -> int:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
-
-
-def _waves(height: int, width: int, direction: tuple[int, int], period: int, phase: int) -> np.ndarray:
-    """Triangle wave 0..254 along a direction, uint8 (height, width)."""
-    x = (np.arange(width, dtype=np.int32) * (direction[0] * 16 // period)).astype(np.uint8)
-    y = (np.arange(height, dtype=np.int32) * (direction[1] * 16 // period) + phase).astype(np.uint8)
-    saw = y[:, None] + x[None]  # modulo 256
-    return np.minimum(saw, ~saw) * np.uint8(2)
-
-
-def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
-    """Random levels on a grid of `cell` pixels, interpolated, uint8 (height, width)."""
-    rows, cols = height // cell + 2, width // cell + 2
-    grid = np.frombuffer(rng.bytes(rows * cols), np.uint8).reshape(rows, cols)
-    return cv2.resize(grid, (cols * cell, rows * cell), interpolation=cv2.INTER_LINEAR_EXACT)[:height, :width]
-
-
-def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """One of six patterns, uint8 (height, width)."""
-    kind = _whole(rng, 0, 5)
-    turn = _whole(rng, 0, 7)
-    period = _whole(rng, 5, 16)
-    phase = _whole(rng, 0, 255)
-    if kind == 0:  # a slow ramp
-        return _waves(height, width, _DIRECTIONS[turn], 200, phase)
-    if kind == 1:
-        return _noise(rng, height, width, period)
-    if kind == 2:  # grain
-        return _noise(rng, height, width, 2)
-    across = _waves(height, width, _DIRECTIONS[turn], period, phase)
-    if kind == 3:  # stripes
-        return across
-    along = _waves(height, width, _DIRECTIONS[(turn + 4) % 8], period, 255 - phase)
-    if kind == 4:  # checks
-        return ((across ^ along) >> 7) * np.uint8(255)
-    return (np.minimum(across, along) > 140) * np.uint8(255)  # dots
-
-
-def _coloured(levels: np.ndarray, low: tuple[int, int, int], high: tuple[int, int, int]) -> np.ndarray:
-    """Levels uint8 (H, W) to colours between two, uint8 (H, W, 3)."""
-    start, end = np.array(low, np.int32), np.array(high, np.int32)
-    table = (start + (end - start) * _RAMP // 255).astype(np.uint8)
-    return cv2.LUT(cv2.merge((levels, levels, levels)), table)
-
-
 # ---------------------------------------------------------------- the canvas
 
 
@@ -263,15 +202,15 @@ class _Canvas:
             return False
 
         behind = self.colours[covered.index(max(covered))]
-        colour = _colour(rng)
-        while _apart(colour, behind) < contrast:
-            colour = _colour(rng)
-        levels = _texture(rng, *part.shape) if label != WIRE else np.zeros(part.shape, np.uint8)
-        low, high = colour, _shifted(rng, colour, 60)
+        colour = draw_colour(rng)
+        while apart(colour, behind) < contrast:
+            colour = draw_colour(rng)
+        levels = draw_texture(rng, *part.shape) if label != WIRE else np.zeros(part.shape, np.uint8)
+        low, high = colour, shifted(rng, colour, 60)
         if self.simple:
             low = _COLOUR_OF[label]
             high = tuple(value // 2 for value in low)
-        colours = _coloured(levels, low, high)
+        colours = coloured(levels, low, high)
         number = len(self.labels)
         cv2.copyTo(colours, part, self.image[top:bottom, left:right])
         kernel = np.ones((2 * border + 1, 2 * border + 1), np.uint8)
@@ -309,33 +248,33 @@ class _Canvas:
 def _sky(canvas: _Canvas, rng: np.random.Generator) -> None:
     """A ramp between two colours, a texture on it and sometimes clouds. Knows nothing of day and night."""
     height, width = canvas.mask.shape
-    low = _colour(rng)
-    high = _shifted(rng, low, 70)
-    texture = _texture(rng, height, width)
-    ramp = _waves(height, width, _DIRECTIONS[_whole(rng, 0, 7)], 300, _whole(rng, 0, 255))
-    clouds = _noise(rng, height, width, _whole(rng, 24, 48)) if rng.random() < 0.5 else texture
+    low = draw_colour(rng)
+    high = shifted(rng, low, 70)
+    texture = draw_texture(rng, height, width)
+    ramp = waves(height, width, DIRECTIONS[whole(rng, 0, 7)], 300, whole(rng, 0, 255))
+    clouds = noise(rng, height, width, whole(rng, 24, 48)) if rng.random() < 0.5 else texture
     levels = (texture * np.uint16(2) + ramp + clouds) >> 2
-    canvas.image[:] = _coloured(levels.astype(np.uint8), low, high)
+    canvas.image[:] = coloured(levels.astype(np.uint8), low, high)
     canvas.colours[_SKY] = tuple((a + b) // 2 for a, b in zip(low, high, strict=True))
 
 
 def _skyline(canvas: _Canvas, rng: np.random.Generator, night: bool) -> int:
     """A row of houses along the lower edge; their windows tell the time of day. Returns the highest roof's y."""
     height, width = canvas.mask.shape
-    tallest = int(height * _between(rng, 0.22, 0.32))
+    tallest = int(height * between(rng, 0.22, 0.32))
     house = np.zeros(width, np.int32)  # of each column: number, first column, roof
     start, roof = np.zeros(width, np.int32), np.zeros(width, np.int32)
-    x, number = -_whole(rng, 0, 10), 0
+    x, number = -whole(rng, 0, 10), 0
     while x < width:
-        end = x + _whole(rng, 12, 30)
+        end = x + whole(rng, 12, 30)
         columns = slice(max(x, 0), end)
         house[columns], start[columns] = number, x
-        roof[columns] = _whole(rng, tallest // 2, tallest)
+        roof[columns] = whole(rng, tallest // 2, tallest)
         x, number = end, number + 1
     roof = height - roof
     first = int(roof.min())
 
-    tone = [_whole(rng, 0, 60) for _ in range(3 * number)]
+    tone = [whole(rng, 0, 60) for _ in range(3 * number)]
     wall = np.array(tone, np.int32).reshape(number, 3) + (12 if night else 150)
     pane = np.full((number, 3), (235, 205, 110), np.int32) if night else wall - 85
     across, down = np.arange(width) - start, np.arange(first, height)[:, None] - roof
@@ -372,22 +311,22 @@ def _plan(rng: np.random.Generator, height: int, width: int, roofs: int, night: 
     def add(label: int, radius: float, bottom: float, depth: float, count: int = 1) -> None:
         items.append((depth, _Item(label, radius, bottom, count)))
 
-    for _ in range(_whole(rng, 2, 8)):
-        label = _whole(rng, SQUARE, RING)
+    for _ in range(whole(rng, 2, 8)):
+        label = whole(rng, SQUARE, RING)
         smallest = {SQUARE: 3.0, TRIANGLE: 4.0, STAR: 5.0, RING: 6.0}[label]
         # Close to log-uniform, so that small objects are as frequent as large ones.
         radius = smallest * (0.32 * short / smallest) ** (rng.random() ** 0.8)
-        add(label, radius, height - 0.4 * radius, radius * _between(rng, 0.5, 1.5))
+        add(label, radius, height - 0.4 * radius, radius * between(rng, 0.5, 1.5))
     if rng.random() < 0.75:
         clear = roofs - short / 8  # a disc's lowest point; well away from the roofs
-        for _ in range(_whole(rng, 1, 2)):
+        for _ in range(whole(rng, 1, 2)):
             radius = 3 * (0.16 * short / 3) ** rng.random()
-            add(MOON if night else SUN, radius, clear - radius, radius * _between(rng, 0.3, 1.2))
+            add(MOON if night else SUN, radius, clear - radius, radius * between(rng, 0.3, 1.2))
     if rng.random() < 0.15:
-        radius = _between(rng, 4.5, 7)
-        add(_whole(rng, SQUARE, RING), radius, height - radius, radius, count=_whole(rng, 5, 9))
-    for _ in range(_whole(rng, 0, 3)):
-        add(WIRE, 0, height, _between(rng, 3, 0.3 * short))
+        radius = between(rng, 4.5, 7)
+        add(whole(rng, SQUARE, RING), radius, height - radius, radius, count=whole(rng, 5, 9))
+    for _ in range(whole(rng, 0, 3)):
+        add(WIRE, 0, height, between(rng, 3, 0.3 * short))
     return [item for _, item in sorted(items, key=lambda pair: -pair[0])]
 
 
@@ -402,13 +341,13 @@ def _place(canvas: _Canvas, rng: np.random.Generator, item: _Item) -> None:
                 return
             continue
         inset = 0.4 * item.radius
-        x = _between(rng, inset, width - inset)
-        y = _between(rng, min(inset, item.bottom), item.bottom)
+        x = between(rng, inset, width - inset)
+        y = between(rng, min(inset, item.bottom), item.bottom)
         for _ in range(item.count):
             spread = 3.2 * item.radius if item.count > 1 else 0.0
             at = x + spread * (2 * rng.random() - 1), y + spread * (2 * rng.random() - 1)
             _draw_shape(rng, shape, item.label, at, item.radius)
-        border = 1 if item.radius < 8 else _whole(rng, 1, 2)
+        border = 1 if item.radius < 8 else whole(rng, 1, 2)
         if canvas.paint(rng, shape, item.label, border, contrast=60, crowd=item.count > 1):
             return
 
@@ -417,21 +356,21 @@ def _draw_shape(
     rng: np.random.Generator, shape: np.ndarray, label: int, at: tuple[float, float], radius: float
 ) -> None:
     """Add one object to a shape map. The radius is that of its circumscribed circle."""
-    turn, stretch = 2 * np.pi * rng.random(), _between(rng, 0.8, 1.0)
+    turn, stretch = 2 * np.pi * rng.random(), between(rng, 0.8, 1.0)
     if label in (SUN, MOON):
         _draw_ellipse(shape, at, (radius, radius), 0.0)
         return
     if label == RING:
-        _draw_ellipse(shape, at, (radius, stretch * radius), turn, hole=_between(rng, 0.45, 0.65))
+        _draw_ellipse(shape, at, (radius, stretch * radius), turn, hole=between(rng, 0.45, 0.65))
         return
     count = {SQUARE: 4, TRIANGLE: 3, STAR: 10}[label]
     angles, reach = np.arange(count) * (2 * np.pi / count), np.full(count, radius)
     if label == SQUARE:
         angles += np.pi / 4  # so that stretching makes a rectangle, not a rhombus
     elif label == TRIANGLE:
-        angles += [_between(rng, -0.3, 0.3) for _ in range(3)]
+        angles += [between(rng, -0.3, 0.3) for _ in range(3)]
     else:
-        reach[1::2] *= _between(rng, 0.36, 0.46)
+        reach[1::2] *= between(rng, 0.36, 0.46)
     across, down = np.cos(angles) * reach, np.sin(angles) * reach * stretch
     cos, sin = np.cos(turn), np.sin(turn)
     _draw_polygon(shape, at[0] + cos * across - sin * down, at[1] + sin * across + cos * down)
@@ -477,22 +416,22 @@ def _draw_wire(rng: np.random.Generator, shape: np.ndarray) -> None:
     height, width = shape.shape
     kind = rng.random()
     if kind < 0.5:
-        start, end = _between(rng, 0.05, 0.65) * height, _between(rng, 0.05, 0.65) * height
-        first, last = _between(rng, -0.1, 0.3) * width, _between(rng, 0.7, 1.1) * width
-        sag, apart = _between(rng, 0.0, 0.25) * height, _between(rng, 6, 12)
+        start, end = between(rng, 0.05, 0.65) * height, between(rng, 0.05, 0.65) * height
+        first, last = between(rng, -0.1, 0.3) * width, between(rng, 0.7, 1.1) * width
+        sag, apart = between(rng, 0.0, 0.25) * height, between(rng, 6, 12)
         thickness = 1 if rng.random() < 0.5 else 2
         t = np.linspace(0, 1, 17)
         x, y = first + (last - first) * t, start + (end - start) * t + 4 * sag * t * (1 - t)
-        for cable in range(_whole(rng, 1, 3)):
+        for cable in range(whole(rng, 1, 3)):
             _stroke(shape, x, y + cable * apart, thickness)
     elif kind < 0.8:
-        x, lean = _between(rng, 0.05, 0.95) * width, _between(rng, -0.04, 0.04) * width
-        top = _between(rng, 0.1, 0.6) * height
-        _stroke(shape, np.array([x, x + lean]), np.array([height + 2.0, top]), _whole(rng, 2, 3))
+        x, lean = between(rng, 0.05, 0.95) * width, between(rng, -0.04, 0.04) * width
+        top = between(rng, 0.1, 0.6) * height
+        _stroke(shape, np.array([x, x + lean]), np.array([height + 2.0, top]), whole(rng, 2, 3))
     else:
         x = np.array([rng.random() * width, rng.random() * width])
         y = np.array([rng.random() * 0.9 * height, rng.random() * 0.9 * height])
-        _stroke(shape, x, y, _whole(rng, 1, 3))
+        _stroke(shape, x, y, whole(rng, 1, 3))
 
 
 def _stroke(shape: np.ndarray, x: np.ndarray, y: np.ndarray, thickness: int) -> None:
@@ -522,13 +461,13 @@ def _weather(canvas: _Canvas, rng: np.random.Generator) -> None:
         image[:, 1:-1] = (image[:, :-2] + 2 * image[:, 1:-1] + image[:, 2:] + 2) >> 2
         image[1:-1] = (image[:-2] + 2 * image[1:-1] + image[2:] + 2) >> 2
     if rng.random() < 0.5:
-        ends = _whole(rng, 150, 256), _whole(rng, 150, 256)
+        ends = whole(rng, 150, 256), whole(rng, 150, 256)
         across = rng.random() < 0.5
         length = width if across else height
         light = ends[0] + (ends[1] - ends[0]) * np.arange(length, dtype=np.int32) // length
         light = light.astype(np.uint16)
         image = (image * (light[None, :, None] if across else light[:, None, None])) >> 8
-    strength = _whole(rng, 0, 24) if rng.random() < 0.6 else 0
+    strength = whole(rng, 0, 24) if rng.random() < 0.6 else 0
     if strength:  # the sum of two uniform draws, which is roughly bell-shaped
         draws = np.frombuffer(rng.bytes(2 * image.size), np.uint8).reshape(2, *image.shape)
         noise = ((draws[0].astype(np.int16) + draws[1] - 255) * strength) >> 7

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.files import FileDataset, locate, palette, read_list, refuse_overlap
+from seglight.data.files import FileDataset, locate, read_list, refuse_overlap
+from seglight.data.palette import palette
 
 _ADVICE = (
     "To get it: VOCtrainval_11-May-2012.tar (2 GB, md5 6cd6e144f989b92b3379bac3b3de84fd), unpacked, from "
