@@ -6,12 +6,16 @@ import importlib
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from seglight.models.base import STARTS, BaseModel
+if TYPE_CHECKING:
+    from seglight.models.base import BaseModel
+
+# Constructor arguments that say where weights start from, and what they are once a checkpoint brings the weights.
+STARTS: dict[str, Any] = {"pretrained": False, "init_from": None, "init_without": None, "encoder_weights": None}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -68,6 +72,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", **overrides
     Raises:
         ValueError: the file was not written by seglight, or does not fit the overrides.
     """
+    from seglight.models.base import BaseModel  # which itself reads checkpoints
+
     checkpoint = read(path)
     stored = checkpoint.get("seglight")
     if stored is None:

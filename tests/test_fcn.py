@@ -272,7 +272,7 @@ def test_vgg16_weights_give_the_features_of_vgg16():
     vgg = VGG(make_layers(thin), num_classes=10).eval()
     vgg.classifier[0], vgg.classifier[3] = nn.Linear(64 * 49, 512), nn.Linear(512, 512)
     network = FCNNetwork(3, "32s", width=8).eval()
-    fcn.hand_on(network, fcn.vgg16_to_fcn(vgg.state_dict()), "vgg16")
+    fcn.hand_on(network, fcn.vgg16_to_fcn(vgg.state_dict()), "vgg16", "FCN")
     scored = {}
     network.score_fr.register_forward_pre_hook(lambda m, i: scored.update(fc7=i[0]))
     image = torch.randn(1, 3, 70, 40)
@@ -320,7 +320,7 @@ def test_pretrained_takes_the_torchvision_file(monkeypatch):
     weights = {name: torch.empty(1).expand(shape) for name, shape in shapes.items()}  # no memory behind them
     taken = {}
     monkeypatch.setattr(VGG16_Weights, "get_state_dict", lambda self, **_: weights)
-    monkeypatch.setattr(fcn, "hand_on", lambda network, weights, source: taken.update(weights))
+    monkeypatch.setattr(fcn, "hand_on", lambda network, weights, source, name: taken.update(weights))
     monkeypatch.setattr(fcn, "FCNNetwork", lambda *args: nn.Identity())
     FCN32s(num_classes=21, pretrained=True)
     assert len(taken) == 30

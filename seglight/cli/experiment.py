@@ -19,9 +19,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from seglight import data, models
 from seglight.callbacks.run_folder import trainer_parts
+from seglight.checkpoints import STARTS
 from seglight.cli.errors import LINKED, explain, linked
 from seglight.data.base import SemanticDataModule
-from seglight.models.base import STARTS, BaseModel
+from seglight.models.base import BaseModel
 
 for package in (models, data):  # jsonargparse knows a short name such as FCN8s once its class is imported
     for public in package.__all__:

@@ -9,6 +9,9 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from seglight.checkpoints import STARTS, read
+from seglight.models.weights import hand_on
+
 # Preprocessing families (mean and standard deviation in RGB order, on 0..255 pixels). "caffe" is the one of the
 # Caffe model zoo: BGR, mean only. "grey" is the mean of the channels, 0..1, as one channel.
 PREPROCESSING: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -18,9 +21,6 @@ PREPROCESSING: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "grey": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
 }
 Preprocessing = Literal["torch", "caffe", "half", "grey"]
-
-# Constructor arguments that say where weights start from, and what they are once a checkpoint brings the weights.
-STARTS: dict[str, Any] = {"pretrained": False, "init_from": None, "encoder_weights": None}
 
 
 class RemembersArguments:
@@ -64,6 +64,11 @@ class BaseModel(RemembersArguments, LightningModule):
         head_lr: factor for everything outside the backbone (papers that fine-tune use 10).
         bias_lr: factor for biases (Caffe recipes use 2).
         decay_bias: whether biases get weight decay (Caffe recipes: no).
+        batch_norm: "train"; "eval" keeps the running statistics as they are (a second stage with small batches);
+            "frozen" does not train scale and shift either. Across GPUs set `trainer.sync_batchnorm`.
+        init_from: a file to start from: a seglight checkpoint of the same family, or what the architecture names.
+        init_without: layers (prefixes of names in the network) to leave as initialised although `init_from` has them,
+            such as the classifier when the number of classes differs.
     """
 
     free: frozenset[str] = frozenset({"classes", "palette", *STARTS})
@@ -87,6 +92,9 @@ class BaseModel(RemembersArguments, LightningModule):
         head_lr: float = 1.0,
         bias_lr: float = 1.0,
         decay_bias: bool = True,
+        batch_norm: Literal["train", "eval", "frozen"] = "train",
+        init_from: str | None = None,
+        init_without: list[str] | None = None,
     ):
         super().__init__()
         if num_classes < 1 or num_classes > 255:
@@ -113,6 +121,54 @@ class BaseModel(RemembersArguments, LightningModule):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self._losses: dict[str, Tensor] = {}
         self._loss_count = 0
+        self.batch_norm = batch_norm
+        if batch_norm == "frozen":
+            for layer in self._batch_norms():
+                layer.requires_grad_(False)
+        if init_without and not init_from:
+            raise ValueError(f"init_without names {init_without}, but there is no init_from to leave them out of.")
+        if init_from:
+            content = read(init_from)
+            if not isinstance(content, dict):
+                raise ValueError(f"{init_from} holds a {type(content).__name__}, not a checkpoint or a state dict.")
+            self.start_from(content, init_from, tuple(init_without or ()))
+
+    def start_from(self, content: dict[str, Any], path: str, without: tuple[str, ...] = ()) -> None:
+        """Copy weights of a file into the network; architectures that take foreign files override this.
+
+        Args:
+            content: of the file.
+            path: of the file, for messages.
+            without: prefixes of layer names that stay as initialised.
+
+        Raises:
+            ValueError: it is no checkpoint of this family, or of another preprocessing or shape.
+        """
+        if "state_dict" not in content:
+            raise ValueError(f"{path} is not a seglight checkpoint, and {type(self).__name__} reads no other files.")
+        stored = content.get("seglight", {}).get("init_args", {}).get("preprocessing", "torch")
+        if stored != self.preprocessing:
+            raise ValueError(
+                f'{path} was trained with preprocessing "{stored}", this model has "{self.preprocessing}"; use one.'
+            )
+        weights = {key: value for key, value in content["state_dict"].items() if key.startswith("network.")}
+        weights = {key.removeprefix("network."): value for key, value in weights.items()}
+        hand_on(self.network, weights, path, self._name, without)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [layer for layer in self.network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+    def train(self, mode: bool = True) -> BaseModel:
+        """As `nn.Module.train`, which Lightning calls at every epoch; batch norm stays as `batch_norm` says."""
+        super().train(mode)
+        if self.batch_norm != "train":
+            for layer in self._batch_norms():
+                layer.eval()
+        return self
 
     def normalize(self, image: Tensor) -> Tensor:
         """The one place where pixels become network input.

@@ -5,17 +5,14 @@ Layers have the names of the Caffe release, so weights converted from there load
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from seglight import checkpoints
 from seglight.models.blocks import BilinearDeconv, HeConv2d, crop_offset
 from seglight.models.semantic import SemanticModel
-
-log = logging.getLogger(__name__)
+from seglight.models.weights import hand_on
 
 Variant = Literal["32s", "16s", "8s", "8s-atonce"]
 
@@ -166,45 +163,6 @@ def vgg16_to_fcn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def hand_on(network: FCNNetwork, weights: Mapping[str, Tensor], source: str, strict: bool = False) -> None:
-    """Copy every tensor the network has under the same name, and say what was taken and what was not.
-
-    Args:
-        network: gets the weights.
-        weights: tensors by layer name.
-        source: where they come from, for messages.
-        strict: the names must be the network's, all of them and no others.
-
-    Raises:
-        ValueError: nothing matches, or not everything although strict, or a tensor has another shape.
-    """
-    own = network.state_dict()
-    missing, unused = own.keys() - weights.keys(), weights.keys() - own.keys()
-    if strict and (missing or unused):
-        raise ValueError(
-            f"{source} is not a state dict of FCN-{network.variant}: it lacks {_layers(missing)} and has "
-            f"{_layers(unused)} in excess. Choose the model of the variant that it was converted from."
-        )
-    if len(missing) == len(own):
-        raise ValueError(f"{source} has no layer in common with FCN-{network.variant}; give a file of an FCN on VGG16.")
-    for name in own.keys() & weights.keys():
-        ours, theirs = tuple(own[name].shape), tuple(weights[name].shape)
-        if ours != theirs:
-            raise ValueError(
-                f"{name} is {theirs} in {source} but {ours} in this FCN-{network.variant}. Weights are handed on "
-                f"between networks of equal num_classes and width only; set both as they were, or start elsewhere."
-            )
-    network.load_state_dict(weights, strict=False)
-    log.info(
-        f"FCN-{network.variant} starts from {source}. Taken: {_layers(own.keys() & weights.keys())}. "
-        f"As initialised: {_layers(missing)}. In the file, not in this network: {_layers(unused)}."
-    )
-
-
-def _layers(names: Iterable[str]) -> str:
-    return ", ".join(sorted({name.rpartition(".")[0] or name for name in names})) or "nothing"
-
-
 class FCN(SemanticModel):
     """What the FCN variants share. From scratch they learn slowly: fine-tune, coarse to fine, as the paper does.
 
@@ -235,11 +193,9 @@ class FCN(SemanticModel):
         if pretrained and width != 64:
             raise ValueError(f"width is {width}, but the ImageNet weights are of width 64; drop pretrained or width.")
         network = FCNNetwork(num_classes, self.variant, learn_upsampling, width)
-        super().__init__(network=network, num_classes=num_classes, **kwargs)
+        super().__init__(network=network, num_classes=num_classes, init_from=init_from, **kwargs)
         if pretrained:
             self._start_from_imagenet()
-        if init_from:
-            self._start_from_file(init_from)
 
     def _start_from_imagenet(self) -> None:
         if self.preprocessing != "torch":
@@ -249,28 +205,25 @@ class FCN(SemanticModel):
         from torchvision.models import VGG16_Weights
 
         weights = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-        hand_on(self.network, vgg16_to_fcn(weights), "torchvision's VGG16 (ImageNet)")
+        hand_on(self.network, vgg16_to_fcn(weights), "torchvision's VGG16 (ImageNet)", self._name)
 
-    def _start_from_file(self, path: str) -> None:
-        content = checkpoints.read(path)
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint or a state dict.")
+    def start_from(self, content: dict[str, Any], path: str, without: tuple[str, ...] = ()) -> None:
+        """Take a seglight checkpoint, torchvision's VGG16 or a converted Caffe FCN; see `init_from`."""
         if "features.0.weight" in content:
-            return hand_on(self.network, vgg16_to_fcn(content), path)
-        if "state_dict" not in content:
+            hand_on(self.network, vgg16_to_fcn(content), path, self._name)
+        elif "state_dict" not in content:
             if self.preprocessing != "caffe":
                 raise ValueError(
                     f"{path} is a plain state dict, converted from Caffe: its weights expect BGR pixels 0..255 minus a "
                     f'mean, but preprocessing is "{self.preprocessing}". Set model.preprocessing to caffe.'
                 )
-            return hand_on(self.network, content, path, strict=True)
-        stored = content.get("seglight", {}).get("init_args", {}).get("preprocessing", "torch")
-        if stored != self.preprocessing:
-            raise ValueError(
-                f'{path} was trained with preprocessing "{stored}", this model has "{self.preprocessing}"; use one.'
-            )
-        weights = {key: w for key, w in content["state_dict"].items() if key.startswith("network.")}
-        return hand_on(self.network, {key.removeprefix("network."): w for key, w in weights.items()}, path)
+            hand_on(self.network, content, path, self._name, without, strict=True)
+        else:
+            super().start_from(content, path, without)
+
+    @property
+    def _name(self) -> str:
+        return f"FCN-{self.variant}"
 
 
 class FCN32s(FCN):

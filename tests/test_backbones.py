@@ -1,0 +1,130 @@
+"""Trunks of timm: counts, dilation rules, output strides, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from seglight.models.backbones import Backbone
+
+
+def dilations(backbone, layer):
+    return [block.conv2.dilation[0] for block in getattr(backbone.body, f"layer{layer}")]
+
+
+def meta(*args, **options):
+    with torch.device("meta"):
+        return Backbone(*args, **options)
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet50", 23_508_032),
+        ("resnet101", 42_500_160),
+        ("resnet152", 58_143_808),
+        ("resnet50s", 23_631_808),
+        ("resnet101s", 42_623_936),
+        ("resnet152s", 58_267_584),
+        ("resnet269s", 100_148_160),
+        ("xception65", 37_867_312),
+        ("xception71", 40_289_736),
+    ],
+)
+def test_parameter_counts(name, count):
+    assert sum(p.numel() for p in meta(name, 16).parameters()) == count
+
+
+@pytest.mark.fidelity
+def test_dilation_rules():
+    uniform, lagged = meta("resnet50", 8, "uniform"), meta("resnet50", 8, "lagged-first")
+    assert (dilations(uniform, 3), dilations(uniform, 4)) == ([2] * 6, [4] * 3)
+    assert (dilations(lagged, 3), dilations(lagged, 4)) == ([1, 2, 2, 2, 2, 2], [2, 4, 4])
+    grid = meta("resnet50", 8, "uniform", (1, 2, 4))
+    assert (dilations(grid, 3), dilations(grid, 4)) == ([2] * 6, [4, 8, 16])
+    grid = meta("resnet50", 16, "uniform", (1, 2, 4))
+    assert (dilations(grid, 3), dilations(grid, 4)) == ([1] * 6, [2, 4, 8])
+    assert [block.conv2.padding[0] for block in grid.body.layer4] == [2, 4, 8]
+
+
+@pytest.mark.fidelity
+def test_lagged_first_is_the_rule_of_torchvision():
+    from torchvision.models import resnet50
+
+    ours = Backbone("resnet50", 8).eval()
+    theirs = resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    ours.body.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    x = torch.randn(1, 3, 65, 81)
+    with torch.no_grad():
+        features = nn.Sequential(*list(theirs.children())[:-2])(x)
+        assert (ours(x)[-1] - features).abs().max() < 1e-4
+        uniform = Backbone("resnet50", 8, "uniform").eval()
+        uniform.load_state_dict(ours.state_dict())
+        assert (uniform(x)[-1] - features).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "grid"), [("resnet18", "uniform", (1, 2)), ("xception41", "lagged-first", (1,))]
+)
+def test_one_set_of_weights_at_two_output_strides(name, rule, grid):
+    """An undilated network evaluated densely agrees with its dilated self where their grids meet."""
+    backbone, dense = Backbone(name, 16, rule, grid).eval(), Backbone(name, 8, rule, grid).eval()
+    dense.load_state_dict(backbone.state_dict())
+    x = torch.randn(1, 3, 97, 129)
+    with torch.no_grad():
+        before = backbone(x)
+        backbone.set_output_stride(8)
+        assert backbone.strides == dense.strides
+        for ours, theirs in zip(backbone(x), dense(x), strict=True):
+            assert torch.equal(ours, theirs)
+        backbone.set_output_stride(16)
+        for ours, theirs in zip(backbone(x), before, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_caffe_puts_the_stride_in_the_first_convolution():
+    block = meta("resnet50", 8, "uniform", stride_in_1x1=True).body.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "norm"),
+    [
+        ("resnet18", [2, 4, 8, 16, 32], "batch"),
+        ("vit_tiny_patch16_224", [16, 16, 16], "layer"),
+        ("swin_tiny_patch4_window7_224", [4, 8, 16, 32], "layer"),
+        ("convnext_atto", [4, 8, 16, 32], "layer"),
+    ],
+)
+def test_any_family_on_odd_sizes(name, strides, norm):
+    backbone = Backbone(name, None).eval()
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, 97, 129))
+    assert backbone.strides == strides and backbone.norm == norm
+    for feature, channels, stride in zip(features, backbone.channels, strides, strict=True):
+        assert feature.shape[1] == channels
+        assert abs(feature.shape[2] - 97 / stride) < 1 and abs(feature.shape[3] - 129 / stride) < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet5", 8), "timm has no network 'resnet5'; the nearest are resnet50"),
+        (("vit_tiny_patch16_224", 8), "cannot be dilated to output stride 8; set 16"),
+        (("convnext_atto", 8, "uniform"), "of the ResNet family, and convnext_atto is not"),
+        (("resnet50", 4), "output_stride is 4, but it can be 32, or 8 or 16"),
+        (("resnet50", 8, "lagged-first", (1, 2, 4)), r'multi_grid \(1, 2, 4\) goes with dilation "uniform"'),
+        (("resnet50.nobody_in1k",), "no weights 'nobody_in1k' for resnet50; it has a1_in1k"),
+        (("resnet269s", 8, "uniform", (1,), False, True), "no ImageNet weights for resnet269s"),
+    ],
+)
+def test_what_it_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Backbone(*arguments)
+
+
+def test_a_level_that_is_not_there():
+    with pytest.raises(ValueError, match=r"strides \[16, 16, 16\], none at 4, .* choose a backbone"):
+        meta("vit_tiny_patch16_224", None).level(4)
