@@ -23,6 +23,8 @@ BINS = 258
 """Rows and columns of the raw counts: below 0, the values 0..255, above 255. Value v has row v + 1."""
 PIECE = 2**18
 """Pixels counted at a time on a CPU: their index (1 MiB) stays in cache, and memory does not grow with the batch."""
+FEW = 2**15
+"""Below this many pixels a table of their own would cost more than adding them one by one."""
 LANES = 16
 """Private tables on an accelerator, so that a mask of one constant class does not queue for one memory address."""
 
@@ -122,7 +124,7 @@ def scores(table: Tensor | np.ndarray, classes: Sequence[str] | None = None) -> 
     )
 
 
-def count(labels: Tensor, mask: Tensor) -> Tensor:
+def count(labels: Tensor, mask: Tensor, table: Tensor | None = None) -> Tensor:
     """Count the pairs (ground truth, prediction) of any integer values, without a host synchronisation.
 
     No pixel is filtered out (boolean indexing is what makes the usual way slow): void has a row of its own, and so has
@@ -131,17 +133,24 @@ def count(labels: Tensor, mask: Tensor) -> Tensor:
     Args:
         labels: predictions, integers (..., H, W).
         mask: ground truth, integers of the same shape.
+        table: counts to add to, in place, int64 (258, 258); zeros if none.
 
     Returns:
         int64 (258, 258), [ground truth + 1, prediction + 1], see `BINS`.
     """
+    if table is None:
+        table = torch.zeros(BINS, BINS, dtype=torch.int64, device=labels.device)
     if labels.device.type == "cpu":
-        table = torch.zeros(BINS * BINS, dtype=torch.int64)
         for guess, truth in zip(labels.reshape(-1).split(PIECE), mask.reshape(-1).split(PIECE), strict=True):
-            table += torch.bincount(_cell(guess, truth), minlength=BINS * BINS)
+            cell = _cell(guess, truth)
+            if cell.numel() < FEW:
+                one = torch.ones((), dtype=torch.int64)
+                table.view(-1).scatter_add_(0, cell.long(), one.expand(cell.numel()))
+            else:
+                table.view(-1).add_(torch.bincount(cell, minlength=BINS * BINS))
     else:
-        table = _scatter(_cell(labels, mask))  # bincount would wait for the device
-    return table.view(BINS, BINS)
+        table += _scatter(_cell(labels, mask)).view(BINS, BINS)  # bincount would wait for the device
+    return table
 
 
 def _cell(labels: Tensor, mask: Tensor) -> Tensor:
@@ -209,7 +218,7 @@ class ConfusionMatrix(Metric):
                     f"The {what} are {values.dtype}, but labels must be integers. Take the argmax of the logits first, "
                     "for example with seglight.inference.labels."
                 )
-        self.counts += count(labels, mask)
+        count(labels, mask, self.counts)
 
     def compute(self) -> Scores:
         """Return the scores of everything counted so far.
