@@ -15,12 +15,13 @@ Segmentation experiments on PyTorch Lightning.
   predict    segment:   seglight predict --ckpt_path BEST.ckpt --source PICTURES --out OUT
   data       datasets:  seglight data sample --format voc OUT
   bench      speed:     seglight bench data|metric|labels|step
+  models     every architecture: size, cost, published and measured numbers
 
   seglight VERB --help shows the options of a verb; fit ... --print_config the resolved experiment.
   seglight --version
 """
 
-VERBS = ("fit", "validate", "test", "predict", "data", "bench")
+VERBS = ("fit", "validate", "test", "predict", "data", "bench", "models")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         from seglight.cli import bench
 
         return bench.main(rest)
+    if verb == "models":
+        from seglight.cli import models
+
+        return models.main(rest)
     if verb in VERBS:
         from seglight.cli import experiment
 

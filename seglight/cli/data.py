@@ -90,7 +90,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _next(options: argparse.Namespace) -> str:
     """The command that uses the new dataset."""
-    readers = {"voc": "VOC", "folder": "Folder"}
+    readers = {"voc": "VOC", "folder": "Folder", "cityscapes": "Cityscapes", "context": "PascalContext"}
     if options.format not in readers:
         return f"seglight has no reader of the {options.format} format yet."
     height, width = options.size

@@ -7,7 +7,9 @@ __getattr__, __all__ = lazy(
     {
         "VOC": "voc",
         "CamVid": "camvid",
+        "Cityscapes": "cityscapes",
         "Folder": "folder",
+        "PascalContext": "context",
         "SemanticDataModule": "base",
         "SemanticDataset": "base",
         "Shapes": "shapes",

@@ -18,6 +18,8 @@ _ADVICE = (
     "so on."
 )
 
+_LABEL_ADVICE = "The masks are the index PNGs of the SegNet tutorial (11 = void), not the colour masks of the original."
+
 
 class CamVid(SemanticDataModule):
     """11 classes of 480x360 video frames; label 11 is unlabelled and becomes 255.
@@ -63,7 +65,9 @@ class CamVid(SemanticDataModule):
         lut = np.arange(256)
         lut[11] = IGNORE_INDEX
         images, masks = zip(*pairs, strict=True) if pairs else ((), ())
-        return FileDataset(f"CamVid {self.lists[split]}", [image.stem for image in images], images, masks, lut)
+        return FileDataset(
+            f"CamVid {self.lists[split]}", [image.stem for image in images], images, masks, lut, advice=_LABEL_ADVICE
+        )
 
     def _pairs(self, split: Split) -> list[tuple[Path, Path]]:
         path = self.root / f"{self.lists[split]}.txt"

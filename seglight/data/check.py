@@ -78,11 +78,11 @@ def listing(names: Sequence[Any], limit: int = 10) -> str:
 def _look(dataset: FileDataset, index: int) -> _Look:
     """Everything that one sample shows by itself."""
     faults, sizes, values = [], [], None
-    judges = (image_fault, partial(mask_fault, colours=dataset.colours is not None))
     paths = (dataset.image_paths[index], dataset.mask_paths[index])
-    for path, judge in zip(paths, judges, strict=True):
+    judges = (image_fault, partial(mask_fault, colours=dataset.colours is not None))
+    for path, look, judge in zip(paths, (probe, dataset.probe_mask), judges, strict=True):
         try:
-            header = probe(path)
+            header = look(path)
         except FileNotFoundError:
             faults.append(
                 _Fault(0, "missing. Copy the dataset again, or take the samples out of the split.", str(path))
@@ -134,7 +134,7 @@ def _label_faults(dataset: FileDataset, num_classes: int, seen: list[np.ndarray 
 
 def _advice(dataset: FileDataset, num_classes: int, present: list[int], bad: list[int]) -> str:
     if dataset.lut is not None:
-        return "They are not in data.values: add them there, or to data.ignore."
+        return dataset.advice
     if bad == [num_classes] and 0 not in present:
         return "The values start at 1: with Folder, say data.values: {1: first_class, 2: second_class, ...}."
     if len(set(present) - {IGNORE_INDEX}) == 2:

@@ -14,7 +14,7 @@ import numpy as np
 
 from seglight.data.base import SemanticDataset
 from seglight.data.check import SIZE_RULE, check, fingerprint, listing
-from seglight.data.decode import DataError, mask_fault, probe, read_image, read_mask
+from seglight.data.decode import DataError, Header, mask_fault, probe, read_image, read_mask
 from seglight.data.palette import Colour
 
 
@@ -29,6 +29,7 @@ class FileDataset(SemanticDataset):
         lut: uint8 (256,), the label of each value in the mask files; None where they are labels already. A value that
             must not occur maps to a number of classes or more below 255, which `check` reports.
         colours: label of each RGB colour, for masks that show colours; palette indices do not count then.
+        advice: what to do about values for which `lut` has no label, for messages.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class FileDataset(SemanticDataset):
         mask_paths: Sequence[Path],
         lut: np.ndarray | None = None,
         colours: dict[Colour, int] | None = None,
+        advice: str = "They are not in data.values: add them there, or to data.ignore.",
     ):
         if not len(ids) == len(image_paths) == len(mask_paths):
             raise ValueError(f"{name}: {len(ids)} ids, {len(image_paths)} images and {len(mask_paths)} masks.")
@@ -50,6 +52,7 @@ class FileDataset(SemanticDataset):
         self.name, self.ids = name, list(ids)
         self.image_paths, self.mask_paths = list(image_paths), list(mask_paths)
         self.lut = None if lut is None else np.asarray(lut, np.uint8)
+        self.advice = advice
         self.colours = tuple(sorted(colours.items())) if colours else None
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +70,10 @@ class FileDataset(SemanticDataset):
         """What the mask file holds, uint8 (H, W): the labels before `lut`."""
         path = self.mask_paths[index]
         return read_mask(path) if self.colours is None else _labels_of_colours(path, self.colours)
+
+    def probe_mask(self, path: Path) -> Header:
+        """What a mask file says of itself before it is decoded; masks in other than image files override it."""
+        return probe(path)
 
     def check(self, num_classes: int) -> None:
         """See `seglight.data.check.check`."""

@@ -1,0 +1,130 @@
+"""`seglight models`: every architecture with its size, its cost, its checks, and published beside measured numbers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MARKS = "<!-- models: written by `make models` -->", "<!-- /models -->"
+HEAD = ("architecture", "parameters", "GFLOPs", "at crop", "checks", "published", "reachable here", "measured")
+
+
+def main(argv: list[str]) -> int:
+    """Print the table, or put it into a Markdown file."""
+    parser = argparse.ArgumentParser(prog="seglight models", description=__doc__)
+    parser.add_argument("names", nargs="*", help="families or architectures; all without")
+    parser.add_argument(
+        "--fidelity", help="junit file of `pytest -m fidelity --junitxml FILE`: fills the column of checks"
+    )
+    parser.add_argument("--readme", help="Markdown file whose table between the two comments is replaced")
+    options = parser.parse_args(argv)
+    checks = passed(options.fidelity) if options.fidelity else None
+    table = list(rows(published(), options.names, checks))
+    if not table:
+        print(f"seglight: no architecture is called {', '.join(options.names)}; see seglight models.", file=sys.stderr)
+        return 2
+    if options.readme:
+        path = Path(options.readme)
+        path.write_text(replaced(path.read_text(), markdown(table)))
+    else:
+        _show(table)
+    return 0
+
+
+def published() -> dict[str, Any]:
+    """The content of published.yaml: per family its paper, its test files, its variants and the papers' results."""
+    return yaml.safe_load((Path(__file__).parents[1] / "published.yaml").read_text())
+
+
+def cost(model: str, num_classes: int, crop: int, init_args: dict[str, Any] | None = None) -> tuple[int, float]:
+    """Parameters, and 1e9 floating point operations of a forward pass in training, computed without weights or pixels.
+
+    A multiplication and its addition count as two operations; only those of convolutions and matrix products count.
+
+    Args:
+        model: class name in `seglight.models`.
+        num_classes: K.
+        crop: side of the square input in pixels.
+        init_args: further arguments of the class.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from seglight import models
+
+    with torch.device("meta"):
+        built = getattr(models, model)(num_classes=num_classes, **(init_args or {}))
+        image = built.normalize(torch.zeros(2, 3, crop, crop))  # two: batch norm after a global pooling needs them
+        with FlopCounterMode(display=False) as counter:
+            built.network.train()(image)
+    return sum(p.numel() for p in built.network.parameters()), counter.get_total_flops() / 2 / 1e9
+
+
+def passed(junit: str) -> Counter[str]:
+    """Fidelity tests that passed, per test file, from pytest's junit report."""
+    cases = ET.parse(junit).getroot().iter("testcase")
+    good = (case for case in cases if not any(case.find(kind) is not None for kind in ("failure", "error", "skipped")))
+    return Counter(case.get("classname", "").split(".")[-1].removeprefix("test_") for case in good)
+
+
+def rows(families: dict[str, Any], names: list[str], checks: Counter[str] | None) -> Iterator[tuple[str, ...]]:
+    """One line of text per variant, or per published result of a variant."""
+    for family, entry in families.items():
+        for variant, how in entry["variants"].items():
+            if names and not {family.lower(), variant.lower(), how["model"].lower()} & {n.lower() for n in names}:
+                continue
+            parameters, gflops = cost(**how)
+            count = "" if checks is None else str(sum(checks[name] for name in entry["tests"]))
+            head = (variant, f"{parameters:,}", f"{gflops:,.1f}", f"{how['crop']}²", count)
+            results = [result for result in entry["results"] if result["variant"] == variant]
+            for result in results:
+                where = (
+                    f"{result['value']} {result['metric']}, {result['dataset']} {result['split']}: {result['protocol']}"
+                )
+                measured = "; ".join(_measured(run) for run in result["measured"]) or "not run yet"
+                yield (*head, where, result["reachable"], measured)
+                head = ("",) * len(head)
+            if not results:
+                yield (*head, "", "", "")
+
+
+def _measured(run: dict[str, Any]) -> str:
+    what = f"{run['value']} {run.get('metric', 'mIoU')}, {run['split']}"
+    return f"{what}, {run['steps']} steps, seed {run['seed']}, {run['hardware']}"
+
+
+def markdown(table: list[tuple[str, ...]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [HEAD, ("---", "---:", "---:", "---:", "---:", "---", "---", "---"), *table]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def replaced(text: str, table: str) -> str:
+    """`text` with `table` between its two marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    begin, end = text.find(MARKS[0]), text.find(MARKS[1])
+    if begin < 0 or end < begin:
+        raise ValueError(f"The file has no place for the table; put the lines {MARKS[0]} and {MARKS[1]} where it goes.")
+    return text[: begin + len(MARKS[0])] + "\n" + table + "\n" + text[end:]
+
+
+def _show(table: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(caption="GFLOPs: of a forward pass at the crop, a multiplication and its addition as two operations")
+    for i, title in enumerate(HEAD):
+        shown.add_column(title, justify="right" if 0 < i < 5 else "left", overflow="fold")
+    for line in table:
+        shown.add_row(*line)
+    Console().print(shown)
