@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/shapes/quickstart
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint models clean
 
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "seglight needs Python 3.10 to 3.13, this is " + sys.version'
@@ -23,6 +23,12 @@ test: $(BIN)/.installed
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
+
+# run the fidelity tests and write the table of architectures into the README
+models: $(BIN)/.installed
+	mkdir -p build
+	$(BIN)/python -m pytest -m fidelity --junitxml build/fidelity.xml
+	$(BIN)/seglight models --fidelity build/fidelity.xml --readme README.md
 
 clean:
 	rm -rf .venv build seglight.egg-info

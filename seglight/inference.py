@@ -1,7 +1,7 @@
 """From logits to labels, and the ways of looking at one image more than once.
 
 A `net` here is any callable from a float image (B, C, H, W), already normalised, to logits (B, K, h, w) of any stride.
-`sliding` and `multiscale` return logits at the size of their image, so each of them is a net again and they nest:
+`sliding`, `multiscale` and `rotations` return logits at the size of their image, so each is a net again and they nest:
 
     def windows(image):
         return sliding(net, image, window=513, stride=342)
@@ -13,6 +13,7 @@ No function here turns gradients off; wrap the call in `torch.inference_mode()`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -21,6 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Net = Callable[[Tensor], Tensor]
+Aggregate = Literal["softmax", "logits", "exp"]
+"""What is averaged: probabilities, logits, or exponentials of logits (EncNet's release), before which the logits of an
+image and of its mirror image are added."""
 STRIPE = 2**17
 """Floats of a stripe of logits in `labels` (512 KiB): the few passes over it then stay in the processor's cache."""
 BAND = 16
@@ -127,26 +131,37 @@ def sliding(
     image: Tensor,
     window: int | tuple[int, int],
     stride: int | tuple[int, int],
-    aggregate: Literal["softmax", "logits"] = "softmax",
+    aggregate: Aggregate = "softmax",
     batch: int = 1,
     align_corners: bool = False,
+    flip: bool = False,
+    last: Literal["shift", "pad"] = "shift",
+    centred: bool = False,
+    fill: float | Tensor = 0.0,
 ) -> Tensor:
     """Run `net` on overlapping windows and average what they say of each pixel.
 
-    The last window of a row or column is shifted inside, so every window is full. An image smaller than the window is
-    padded right and below with 0, the mean colour of a normalised image.
+    Every window is full. An image smaller than the window is padded, by default right and below with 0, the mean colour
+    of a normalised image.
 
     Args:
         net: see the module.
         image: float (B, C, H, W), normalised.
         window: size (h, w) of a window, or one number for both.
         stride: step (y, x) between windows, at most `window`.
-        aggregate: "softmax" averages probabilities, "logits" averages logits.
+        aggregate: "softmax" averages probabilities, "logits" averages logits; see `Aggregate`.
         batch: windows per call of `net`, each with all B images. More than 1 pays on a GPU.
         align_corners: of resizing the logits of a window to the window.
+        flip: look at each window twice, the second time mirrored. (`multiscale` mirrors the whole image, and a shifted
+            last window then lies elsewhere.)
+        last: the last window of a row or column is shifted inside, or reaches over the border, where the image is
+            padded.
+        centred: pad on all sides alike, the odd pixel right and below.
+        fill: what is padded, a number or (C, 1, 1).
 
     Returns:
-        float32 (B, K, H, W). With "softmax", the logarithm of the mean probability: softmax over K gives it back.
+        float32 (B, K, H, W). With "softmax", the logarithm of the mean probability: softmax over K gives it back. With
+        "exp", the logarithm of the mean exponential.
     """
     high, wide = _pair(window)
     down, right = _pair(stride)
@@ -154,8 +169,20 @@ def sliding(
         raise ValueError(
             f"The stride is {stride} and the window {window}; a stride must be 1 to the window, or pixels are missed."
         )
+    if last not in ("shift", "pad"):
+        raise ValueError(f'last is {last!r}; choose "shift" or "pad".')
     height, width = image.shape[-2:]
-    image = F.pad(image, (0, max(wide - width, 0), 0, max(high - height, 0)))
+    sides = [max(height, high), max(width, wide)]
+    if last == "pad":
+        sides = [
+            w + -(-(side - w) // step) * step for side, w, step in zip(sides, (high, wide), (down, right), strict=True)
+        ]
+    top, left = ((sides[0] - height) // 2, (sides[1] - width) // 2) if centred else (0, 0)
+    if sides != [height, width]:
+        canvas = image.new_empty((*image.shape[:2], *sides))
+        canvas[:] = fill
+        canvas[..., top : top + height, left : left + width] = image
+        image = canvas
     corners = [
         (y, x) for y in window_starts(image.shape[-2], high, down) for x in window_starts(image.shape[-1], wide, right)
     ]
@@ -163,13 +190,13 @@ def sliding(
     for start in range(0, len(corners), batch):
         part = corners[start : start + batch]
         crops = torch.cat([image[..., y : y + high, x : x + wide] for y, x in part])
-        out = _votes(net(crops), (high, wide), aggregate, align_corners)
+        out = _look(net, crops, (high, wide), flip, aggregate, align_corners)
         if total is None:
             total = out.new_zeros((image.shape[0], out.shape[1], *image.shape[-2:]))
         for (y, x), votes in zip(part, out.chunk(len(part)), strict=True):
             total[..., y : y + high, x : x + wide] += votes
             seen[y : y + high, x : x + wide] += 1
-    return _verdict((total / seen)[..., :height, :width], aggregate)
+    return _verdict((total / seen)[..., top : top + height, left : left + width], aggregate)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -183,8 +210,11 @@ def multiscale(
     image: Tensor,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    aggregate: Literal["softmax", "logits"] = "softmax",
+    aggregate: Aggregate = "softmax",
     align_corners: bool = False,
+    long_side: int | None = None,
+    resize: Literal["logits", "votes"] = "logits",
+    align_image: bool = False,
 ) -> Tensor:
     """Run `net` on the image at several scales, mirrored left to right too if asked, and average.
 
@@ -193,8 +223,12 @@ def multiscale(
         image: float (B, C, H, W), normalised.
         scales: factors; the image is resized bilinearly to the rounded size.
         flip: look at each scale twice.
-        aggregate: "softmax" averages probabilities (DeepLabv3), "logits" averages logits.
+        aggregate: "softmax" averages probabilities (DeepLabv3), "logits" averages logits; see `Aggregate`.
         align_corners: of resizing the logits to the image.
+        long_side: length in pixels of the longer side at scale 1, whatever the image's own; none keeps its own.
+        resize: "logits" brings logits to the size of the image, "votes" what they are averaged as, such as
+            probabilities. The latter suits windows, which make probabilities at the size of the scaled image.
+        align_image: align_corners of resizing the image.
 
     Returns:
         float32 (B, K, H, W), as `sliding`.
@@ -202,15 +236,21 @@ def multiscale(
     if not scales:
         raise ValueError("scales is empty; give at least one factor, for example (1.0,).")
     height, width = image.shape[-2:]
-    total, looks = 0.0, 0
+    if resize not in ("logits", "votes"):
+        raise ValueError(f'resize is {resize!r}; choose "logits" or "votes".')
+    total = 0.0
     for scale in scales:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        scaled = _resize(image, size, align_corners=False)
-        for mirrored in (False, True)[: 1 + flip]:
-            logits = net(scaled.flip(-1)).flip(-1) if mirrored else net(scaled)
-            total = total + _votes(logits, (height, width), aggregate, align_corners)
-            looks += 1
-    return _verdict(total / looks, aggregate)
+        size = scaled_size((height, width), scale, long_side)
+        scaled = _resize(image, size, align_image)
+        votes = _look(net, scaled, size if resize == "votes" else (height, width), flip, aggregate, align_corners)
+        total = total + _resize(votes, (height, width), align_corners)
+    return _verdict(total / len(scales), aggregate)
+
+
+def scaled_size(size: tuple[int, int], scale: float, long_side: int | None = None) -> tuple[int, int]:
+    """Size (h, w) of an image at a scale: of its own size, or of the size whose longer side is `long_side`."""
+    factor = scale if long_side is None else round(scale * long_side) / max(size)
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margin: int, batch: int = 1) -> Tensor:
@@ -256,23 +296,108 @@ def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margi
     return out
 
 
+def rotations(
+    net: Net,
+    image: Tensor,
+    count: int,
+    aggregate: Aggregate = "softmax",
+    align_corners: bool = False,
+) -> Tensor:
+    """Run `net` on the image turned by `count` equal parts of a full turn, turn what it says back, and average.
+
+    U-Net's electron microscopy result averages 7 of them (Ronneberger et al. 2015, section 4); which 7 the paper does
+    not say. A turned image lies in a canvas that holds all of it, filled by mirroring at its borders. Quarter turns are
+    exact, others are interpolated bilinearly on both ways.
+
+    Args:
+        net: see the module; it must accept every size, up to the diagonal of the image.
+        image: float (B, C, H, W), normalised.
+        count: number of rotations, from 1 (the image as it is).
+        aggregate: what is averaged, see `Aggregate`.
+        align_corners: of resizing the logits to the canvas.
+
+    Returns:
+        float32 (B, K, H, W), as `sliding`.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}; average at least 1 rotation, the image as it is.")
+    height, width = image.shape[-2:]
+    total: float | Tensor = 0.0
+    for turn in range(count):
+        degrees = 360 * turn / count
+        if degrees % 90 == 0:
+            quarters = round(degrees / 90)
+            turned = image.rot90(quarters, (-2, -1))
+            votes = _votes(net(turned), turned.shape[-2:], aggregate, align_corners)
+            total = total + votes.rot90(-quarters, (-2, -1))
+        else:
+            turned = _turned(image, _canvas(height, width, degrees), degrees)
+            votes = _votes(net(turned), turned.shape[-2:], aggregate, align_corners)
+            total = total + _turned(votes, (height, width), -degrees)
+    return _verdict(total / count, aggregate)
+
+
+def _canvas(height: int, width: int, degrees: float) -> tuple[int, int]:
+    """The smallest size that holds the centres of all pixels of a turned image."""
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    high, wide = cos * (height - 1) + sin * (width - 1), cos * (width - 1) + sin * (height - 1)
+    return math.ceil(high - 1e-6) + 1, math.ceil(wide - 1e-6) + 1
+
+
+def _turned(image: Tensor, size: tuple[int, int], degrees: float) -> Tensor:
+    """Turn (B, C, H, W) counter-clockwise about its centre, bilinearly; mirrored outside, the border not repeated."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    y, x = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in size)
+    last_y, last_x = (max(side - 1, 1) / 2 for side in image.shape[-2:])  # half the distance of the outer centres
+    grid = torch.stack([(cos * x - sin * y[:, None]) / last_x, (sin * x + cos * y[:, None]) / last_y], -1)
+    grid = grid.to(image).expand(len(image), -1, -1, -1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
+
+
+def mirror_pad(image: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """Continue an image by its mirror image, the border pixel not repeated, by any number of pixels.
+
+    Args:
+        image: (..., H, W).
+        rows: pixels to add above and below.
+        columns: pixels to add left and right.
+    """
+    height, width = image.shape[-2:]
+    y = _mirror(-rows[0], height + rows[1], height, image.device)
+    x = _mirror(-columns[0], width + columns[1], width, image.device)
+    return image[..., y[:, None], x]
+
+
 def _mirror(start: int, stop: int, length: int, device: torch.device) -> Tensor:
     """Pixels of an axis at the positions start..stop-1 of its endless mirror image."""
     last = length - 1
     return last - (torch.arange(start, stop, device=device) % max(2 * last, 1) - last).abs()
 
 
+def _look(net: Net, image: Tensor, size: tuple[int, int], flip: bool, aggregate: str, align_corners: bool) -> Tensor:
+    """Votes at `size` of an image, and of its mirror image if asked."""
+    logits = net(image)
+    if not flip:
+        return _votes(logits, size, aggregate, align_corners)
+    mirrored = net(image.flip(-1)).flip(-1)
+    if aggregate == "exp":  # the one case that adds before it votes
+        return _votes(logits + mirrored, size, aggregate, align_corners)
+    return (_votes(logits, size, aggregate, align_corners) + _votes(mirrored, size, aggregate, align_corners)) / 2
+
+
 def _votes(logits: Tensor, size: tuple[int, int], aggregate: str, align_corners: bool) -> Tensor:
-    """Logits at `size` in float32, as probabilities if they are to be averaged as such."""
-    if aggregate not in ("softmax", "logits"):
-        raise ValueError(f'aggregate is {aggregate!r}; choose "softmax" or "logits".')
+    """Logits at `size` in float32, as what is averaged."""
+    if aggregate not in ("softmax", "logits", "exp"):
+        raise ValueError(f'aggregate is {aggregate!r}; choose "softmax", "logits" or "exp".')
     logits = _resize(logits.float(), size, align_corners)
+    if aggregate == "exp":
+        return logits.clamp_max(80).exp()  # float32 ends at exp(88): some thousand looks may be summed
     return logits.softmax(1) if aggregate == "softmax" else logits
 
 
 def _verdict(mean: Tensor, aggregate: str) -> Tensor:
     """Averaged votes as logits. The smallest normal float stands for probability 0: a resizing makes nan of -inf."""
-    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log() if aggregate == "softmax" else mean
+    return mean if aggregate == "logits" else mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 def _resize(values: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:

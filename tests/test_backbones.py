@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,78 @@ def test_any_family_on_odd_sizes(name, strides, norm):
     for feature, channels, stride in zip(features, backbone.channels, strides, strict=True):
         assert feature.shape[1] == channels
         assert abs(feature.shape[2] - 97 / stride) < 1 and abs(feature.shape[3] - 129 / stride) < 1
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize("name", ["xception41", "xception71", "xception41p"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_xceptions_are_dilated_as_timm_does(name, stride):
+    """But for a projection, pretrained, that timm's own way drops where stride 1 makes it needless."""
+    import timm
+
+    ours = meta(name, stride)
+    with torch.device("meta"):
+        theirs = timm.create_model(name, features_only=True, feature_cls="getter", output_stride=stride)
+    geometry = {
+        n: (layer.stride, layer.padding, layer.dilation)
+        for n, layer in theirs.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    }
+    mine = {
+        n: (layer.stride, layer.padding, layer.dilation)
+        for n, layer in ours.body.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    }
+    kept = {"model.blocks.4.shortcut.conv"} if (name, stride) == ("xception71", 8) else set()
+    assert mine.keys() - geometry.keys() == kept
+    assert {n: mine[n] for n in geometry} == geometry
+    assert all(mine[n] == ((1, 1), (0, 0), (1, 1)) for n in kept)
+    switched = meta(name, 16 if stride != 16 else 8)
+    switched.set_output_stride(stride)
+    for n, layer in switched.body.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            assert (layer.stride, layer.padding, layer.dilation) == mine[n], n
+
+
+@pytest.mark.fidelity
+def test_raw_taps_of_an_xception_are_those_of_timm_before_their_relu():
+    torch.manual_seed(0)
+    usual, raw = Backbone("xception41", 16).eval(), Backbone("xception41", 16, raw_taps=True).eval()
+    raw.load_state_dict(usual.state_dict())
+    x = torch.randn(1, 3, 65, 49)
+    with torch.no_grad():
+        *taps, last = raw(x)
+        *expected, final = usual(x)
+        for copied in (raw, copy.deepcopy(raw)):
+            assert torch.equal(copied(x)[-1], final)
+        exported = torch.export.export(raw, (x,)).module()(x)
+    for ours, theirs, other in zip(taps, expected, exported, strict=False):
+        assert ours.min() < 0 and torch.equal(ours.relu(), theirs)
+        assert torch.allclose(ours, other, atol=1e-5)
+    assert torch.equal(last, final)
+    with pytest.raises(ValueError, match="raw_taps is of the aligned Xceptions, and resnet18 is not one"):
+        Backbone("resnet18", 16, raw_taps=True)
+
+
+@pytest.mark.parametrize("name", ["xception41", "mobilenetv2_050"])
+def test_activations_survive_the_conversion_to_synchronised_batch_norm(name):
+    """timm hides them inside its batch norms, which torch replaces as a whole; Lightning converts on several GPUs."""
+    import timm
+
+    torch.manual_seed(0)
+    backbone = Backbone(name, 16).eval()
+    plain = timm.create_model(name, features_only=True, output_stride=16).eval()
+    assert [tuple(p.shape) for p in backbone.parameters()] == [tuple(p.shape) for p in plain.parameters()]
+    for ours, theirs in ((backbone.parameters, plain.parameters), (backbone.buffers, plain.buffers)):
+        for tensor, source in zip(ours(), theirs(), strict=True):
+            tensor.data.copy_(source)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone))
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
+    x = torch.randn(1, 3, 65, 49)
+    with torch.no_grad():
+        for ours, theirs, synchronised in zip(backbone(x), plain(x), converted(x), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+            assert torch.allclose(synchronised, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from seglight import inference
-from seglight.inference import labels, multiscale, overlap_tile, sliding, window_starts
+from seglight.inference import labels, mirror_pad, multiscale, overlap_tile, rotations, sliding, window_starts
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -208,14 +210,70 @@ def test_an_image_smaller_than_the_window_is_padded_with_zero():
     assert shapes == [(1, 3, 9, 12)]
 
 
+def watched(net, calls):
+    def call(image):
+        calls.append(image.clone())
+        return net(image)
+
+    return call
+
+
+def test_padding_may_lie_on_all_sides_and_have_a_colour():
+    image, calls = random(2, 3, 5, 7) + 1, []
+    colour = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    out = sliding(watched(pointwise, calls), image, (8, 12), 4, "logits", centred=True, fill=colour)
+    torch.testing.assert_close(out, pointwise(image))
+    (seen,) = calls
+    assert torch.equal(seen[..., 1:6, 2:9], image)
+    seen[..., 1:6, 2:9] = colour
+    assert torch.equal(seen, colour.expand_as(seen))
+
+
+@pytest.mark.parametrize("size", [(9, 20), (8, 8), (14, 13), (3, 30)])
+def test_the_last_window_may_reach_over_the_border(size):
+    image, calls = random(1, 3, *size), []
+    out = sliding(watched(pointwise, calls), image, 8, 5, "logits", last="pad", fill=-1.0)
+    torch.testing.assert_close(out, pointwise(image))
+    rows, columns = (len(range(0, max(side - 8, 0), 5)) + 1 for side in size)
+    canvas = F.pad(image, (0, 8 + 5 * (columns - 1) - size[1], 0, 8 + 5 * (rows - 1) - size[0]), value=-1.0)
+    windows = [canvas[..., 5 * r : 5 * r + 8, 5 * c : 5 * c + 8] for r in range(rows) for c in range(columns)]
+    assert len(calls) == len(windows)
+    assert all(torch.equal(seen, window) for seen, window in zip(calls, windows, strict=True))
+
+
+@pytest.mark.parametrize("aggregate", ["softmax", "exp", "logits"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_each_window_is_looked_at_in_a_mirror(aggregate, batch):
+    net = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+    image = random(1, 3, 6, 11)
+    votes, seen = torch.zeros(1, 4, 6, 11), torch.zeros(11)
+    for x in (0, 4, 5):
+        window = image[..., x : x + 6]
+        there, back = net(window), net(window.flip(-1)).flip(-1)
+        vote = {"logits": (there + back) / 2, "softmax": (there.softmax(1) + back.softmax(1)) / 2}
+        votes[..., x : x + 6] += (there + back).exp() if aggregate == "exp" else vote[aggregate]
+        seen[x : x + 6] += 1
+    out = sliding(net, image, 6, 4, aggregate, batch, flip=True)
+    torch.testing.assert_close(out if aggregate == "logits" else out.exp(), votes / seen)
+    if aggregate == "softmax":  # the mirror image of the whole would have its windows elsewhere
+        assert not torch.allclose(
+            multiscale(partial(sliding, net, window=6, stride=4), image, flip=True), out, atol=1e-3
+        )
+
+
 @pytest.mark.parametrize("stride", [0, 9, (4, 9)])
 def test_a_stride_that_misses_pixels_is_refused(stride):
     with pytest.raises(ValueError, match="stride"):
         sliding(pointwise, random(1, 3, 20, 20), 8, stride)
 
 
+def test_an_unknown_last_window_is_refused():
+    with pytest.raises(ValueError, match='last is \'cut\'; choose "shift" or "pad"'):
+        sliding(pointwise, random(1, 3, 8, 8), 8, 8, last="cut")
+
+
 def test_an_unknown_way_to_average_is_refused():
-    with pytest.raises(ValueError, match='aggregate is \'max\'; choose "softmax" or "logits"'):
+    with pytest.raises(ValueError, match='aggregate is \'max\'; choose "softmax", "logits" or "exp"'):
         sliding(pointwise, random(1, 3, 8, 8), 8, 8, "max")
 
 
@@ -223,8 +281,10 @@ def test_impossible_classes_stay_finite():
     def certain(image):
         return torch.tensor([0.0, 1e4])[None, :, None, None].expand(len(image), 2, *image.shape[-2:])
 
-    out = multiscale(partial(sliding, certain, window=8, stride=8), random(1, 3, 16, 16), (0.7, 1.0))
-    assert out.isfinite().all() and (out.argmax(1) == 1).all()
+    for aggregate in ("softmax", "exp"):
+        windows = partial(sliding, certain, window=8, stride=8, aggregate=aggregate, flip=True)
+        out = multiscale(windows, random(1, 3, 16, 16), (0.7, 1.0), aggregate=aggregate)
+        assert out.isfinite().all() and (out.argmax(1) == 1).all()
 
 
 # -------------------------------------------------------------------------- multiscale
@@ -235,7 +295,7 @@ def test_one_scale_is_the_net_itself():
     torch.testing.assert_close(multiscale(pointwise, image).softmax(1), pointwise(image).softmax(1))
 
 
-@pytest.mark.parametrize("aggregate", ["softmax", "logits"])
+@pytest.mark.parametrize("aggregate", ["softmax", "logits", "exp"])
 def test_multiscale_equals_an_average_by_hand(aggregate):
     net = nn.Conv2d(3, 4, 3, padding=1, stride=2).requires_grad_(False)
     image = random(1, 3, 13, 18)
@@ -248,12 +308,14 @@ def test_multiscale_equals_an_average_by_hand(aggregate):
     votes = 0
     for size in ((6, 9), (13, 18), (20, 27)):
         scaled = F.interpolate(image, size, mode="bilinear")
-        for mirror in (False, True):
-            out = net(scaled.flip(-1)).flip(-1) if mirror else net(scaled)
-            out = F.interpolate(out, (13, 18), mode="bilinear")
-            votes = votes + (out.softmax(1) if aggregate == "softmax" else out) / 6
+        looks = [net(scaled), net(scaled.flip(-1)).flip(-1)]
+        looks = [F.interpolate(look, (13, 18), mode="bilinear") for look in looks]
+        if aggregate == "exp":
+            votes = votes + (looks[0] + looks[1]).exp() / 3
+        else:
+            votes = votes + sum(look.softmax(1) if aggregate == "softmax" else look for look in looks) / 6
     out = multiscale(watched, image, (0.5, 1, 1.5), flip=True, aggregate=aggregate)
-    torch.testing.assert_close(out.exp() if aggregate == "softmax" else out, votes)
+    torch.testing.assert_close(out if aggregate == "logits" else out.exp(), votes)
     assert sizes == [(6, 9), (6, 9), (13, 18), (13, 18), (20, 27), (20, 27)]
 
 
@@ -271,6 +333,37 @@ def test_sliding_and_multiscale_nest():
     windows = partial(sliding, net, window=8, stride=6)
     by_hand = (windows(image).exp() + windows(image.flip(-1)).flip(-1).exp()) / 2
     torch.testing.assert_close(multiscale(windows, image, flip=True).exp(), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("size", "long_side", "expected"),
+    [
+        ((375, 500), 512, [(192, 256), (384, 512), (672, 896)]),
+        ((500, 333), 520, [(260, 173), (520, 346), (910, 606)]),
+        ((40, 40), 30, [(15, 15), (30, 30), (52, 52)]),
+        ((13, 18), None, [(6, 9), (13, 18), (23, 32)]),
+        ((1, 900), 60, [(1, 30), (1, 60), (1, 105)]),
+    ],
+)
+def test_sizes_of_scales(size, long_side, expected):
+    assert [inference.scaled_size(size, scale, long_side) for scale in (0.5, 1.0, 1.75)] == expected
+
+
+def test_scales_of_a_common_size_and_votes_resized_as_such():
+    net = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+    image, by_hand = random(1, 3, 12, 20), 0
+    for size in ((6, 10), (15, 25)):
+        scaled = F.interpolate(image, size, mode="bilinear", align_corners=True)
+        by_hand = by_hand + F.interpolate(net(scaled).softmax(1), (12, 20), mode="bilinear") / 2
+    out = multiscale(net, image, (0.5, 1.25), long_side=20, resize="votes", align_image=True)
+    torch.testing.assert_close(out.exp(), by_hand)
+    for other in ({"resize": "logits", "align_image": True}, {"resize": "votes"}):
+        assert not torch.allclose(multiscale(net, image, (0.5, 1.25), long_side=20, **other), out, atol=1e-4)
+
+
+def test_an_unknown_way_to_resize_is_refused():
+    with pytest.raises(ValueError, match='resize is \'labels\'; choose "logits" or "votes"'):
+        multiscale(pointwise, random(1, 3, 8, 8), resize="labels")
 
 
 def test_no_scale_is_refused():
@@ -328,6 +421,13 @@ def test_mirror_by_hand():
     assert inference._mirror(-5, 8, 3, torch.device("cpu")).tolist() == [1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]
 
 
+@pytest.mark.parametrize("size", [(9, 7), (2, 5), (1, 1)])
+def test_mirror_pad_equals_that_of_numpy(size):
+    image = random(2, 3, *size)
+    expected = np.pad(image.numpy(), ((0, 0), (0, 0), (11, 3), (0, 20)), mode="reflect")
+    assert np.array_equal(mirror_pad(image, (11, 3), (0, 20)).numpy(), expected)
+
+
 def test_every_output_pixel_is_predicted_once_from_tiles_of_one_size():
     calls = []
 
@@ -346,3 +446,80 @@ def test_a_wrong_margin_is_explained():
         overlap_tile(valid_net(), random(1, 2, 9, 9).double(), 4, 5)
     with pytest.raises(ValueError, match="margin -1"):
         overlap_tile(valid_net(), random(1, 2, 9, 9).double(), 4, -1)
+
+
+# --------------------------------------------------------------------------- rotations
+
+
+def turned_by_scipy(image, size, degrees):
+    """The same turn by an independent hand: rows and columns of scipy, mirrored without repeating the border."""
+    from scipy import ndimage
+
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = np.array([[cos, sin], [-sin, cos]])  # (row, column) of the output to those of the image
+    middle, target = ((np.array(shape) - 1) / 2 for shape in (image.shape[-2:], size))
+    offset = middle - matrix @ target
+    planes = [
+        ndimage.affine_transform(plane, matrix, offset, size, order=1, mode="mirror")
+        for plane in image.reshape(-1, *image.shape[-2:]).double().numpy()
+    ]
+    return torch.from_numpy(np.stack(planes)).reshape(*image.shape[:2], *size)
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize("aggregate", ["softmax", "logits"])
+def test_seven_rotations_equal_an_average_by_hand(aggregate):
+    net = nn.Conv2d(3, 4, 3, padding=1, stride=2).requires_grad_(False).double()
+    image = random(2, 3, 14, 23).double()
+    total = 0
+    for k in range(7):
+        angle = 360 * k / 7
+        a, b = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+        canvas = (math.ceil(a * 13 + b * 22 - 1e-6) + 1, math.ceil(a * 22 + b * 13 - 1e-6) + 1)
+        # Turned the other way, scipy gives what the image shows after a counter-clockwise turn.
+        out = F.interpolate(net(turned_by_scipy(image, canvas, -angle)), canvas, mode="bilinear")
+        votes = out.softmax(1) if aggregate == "softmax" else out
+        total = total + turned_by_scipy(votes, (14, 23), angle) / 7
+    out = rotations(net, image, 7, aggregate)
+    torch.testing.assert_close((out.exp() if aggregate == "softmax" else out).double(), total, rtol=1e-4, atol=1e-5)
+
+
+def test_quarter_turns_are_exact_and_go_the_way_of_the_others():
+    net = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+    image = random(1, 3, 6, 9)
+    expected = sum(net(image.rot90(k, (2, 3))).softmax(1).rot90(-k, (2, 3)) for k in range(4)) / 4
+    torch.testing.assert_close(rotations(net, image, 4).exp(), expected)
+    for quarters, size in ((1, (9, 6)), (2, (6, 9)), (3, (9, 6))):
+        assert inference._canvas(6, 9, 90 * quarters) == size
+        turned = inference._turned(image, size, 90 * quarters)
+        torch.testing.assert_close(turned, image.rot90(quarters, (2, 3)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8])
+@pytest.mark.parametrize("size", [(21, 30), (40, 25)])
+def test_a_net_that_turns_with_the_image_is_left_alone(size, count):
+    """Bilinear interpolation of a plane is exact both ways, but beside the border, where the mirror has a kink."""
+    seen = []
+
+    def net(image):
+        seen.append(tuple(image.shape[-2:]))
+        return image * 3 - 1
+
+    y, x = torch.meshgrid(*(torch.arange(float(side)) for side in size), indexing="ij")
+    image = torch.stack([x * 0.1 + y, 5 - y * 0.3])[None]
+    out = rotations(net, image, count, "logits")
+    assert len(seen) == count and seen[0] == size
+    torch.testing.assert_close(out[..., 2:-2, 2:-2], net(image)[..., 2:-2, 2:-2], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 2)])
+def test_thin_images_turn_too(size):
+    image = random(1, 3, *size)
+    out = rotations(lambda x: x, image, 7, "logits")
+    assert out.shape == image.shape
+    assert out.min() >= image.min() - 1e-5 and out.max() <= image.max() + 1e-5
+
+
+def test_no_rotation_is_refused():
+    with pytest.raises(ValueError, match="count is 0"):
+        rotations(pointwise, random(1, 3, 8, 8), 0)

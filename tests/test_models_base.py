@@ -122,6 +122,25 @@ def test_logged_loss_is_the_mean_since_the_last_log():
     assert next(m["train/lr"] for _, m in recorder.seen if "train/lr" in m) < 0.01
 
 
+@pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
+def test_batch_norm_keeps_its_statistics_unless_it_trains(mode):
+    """Through a fit with validations between, after which Lightning restores the modes that it found."""
+
+    class Normed(SemanticModel):
+        def __init__(self, num_classes, **kwargs):
+            network = TinyNetwork(num_classes)
+            network.backbone = nn.Sequential(network.backbone, nn.BatchNorm2d(4))
+            super().__init__(network=network, num_classes=num_classes, **kwargs)
+
+    model = Normed(num_classes=4, batch_norm=mode)
+    before = {name: value.clone() for name, value in model.network.backbone[1].state_dict().items()}
+    quiet(max_steps=4, val_check_interval=2, check_val_every_n_epoch=None).fit(model, datamodule=Blocks())
+    after = model.network.backbone[1].state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    statistics, affine = {"running_mean", "running_var", "num_batches_tracked"}, {"weight", "bias"}
+    assert moved == {"train": statistics | affine, "eval": affine, "frozen": set()}[mode]
+
+
 def test_training_reduces_the_loss_and_scores_are_complete():
     data = Blocks()
     model = Tiny(num_classes=4, classes=list(data.classes), width=16, optimizer="adamw", lr=0.02)

@@ -38,6 +38,15 @@ def test_parameter_counts(in_channels, num_classes, total):
 
 
 @pytest.mark.fidelity
+def test_the_released_network_is_an_option():
+    with torch.device("meta"):
+        released = UNetNetwork(relu_after_up=True, wide_last_up=True)
+        assert sum(p.numel() for p in released.parameters()) == 31_100_354
+        assert released(torch.empty(1, 1, 188, 204))["out"].shape == (1, 2, 4, 20)
+    assert released.up[3][0].out_channels == 128 and released.merge[3][0].in_channels == 192
+
+
+@pytest.mark.fidelity
 def test_layer_table():
     with torch.device("meta"):
         network = UNetNetwork()
@@ -162,7 +171,7 @@ def test_every_parameter_gets_a_gradient():
 # ---------------------------------------------------------------------------------------------- border weights
 
 
-def brute_force(instances, w0, sigma):
+def brute_force(instances, w0, sigma, inside=False):
     """The definition, pixel by pixel."""
     objects = [np.argwhere(instances == n) for n in np.unique(instances) if n > 0]
     foreground = (instances > 0).mean()
@@ -170,23 +179,23 @@ def brute_force(instances, w0, sigma):
     for pixel in np.ndindex(instances.shape):
         weights[pixel] = 0.5 / (foreground if instances[pixel] else 1 - foreground)
         distances = sorted(np.sqrt(((cells - pixel) ** 2).sum(1)).min() for cells in objects)
-        if not instances[pixel] and len(distances) > 1:
+        if (inside or not instances[pixel]) and len(distances) > 1:
             weights[pixel] += w0 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * sigma**2))
     return weights
 
 
 @pytest.mark.fidelity
-@pytest.mark.parametrize("sigma", [5.0, 0.8])
-def test_border_weights_equal_their_definition(sigma):
+@pytest.mark.parametrize(("sigma", "inside"), [(5.0, False), (0.8, False), (5.0, True)])
+def test_border_weights_equal_their_definition(sigma, inside):
     generator = np.random.default_rng(0)
     instances = np.zeros((40, 31), dtype=np.int32)
     for number in (1, 2, 4, 5, 7):  # numbers may be missing
         top, left = generator.integers(0, 30), generator.integers(0, 22)
         instances[top : top + generator.integers(2, 9), left : left + generator.integers(2, 9)] = number
     assert len(np.unique(instances)) == 6
-    weights = border_weights(instances, sigma=sigma)
+    weights = border_weights(instances, sigma=sigma, inside=inside)
     assert weights.dtype == np.float32
-    np.testing.assert_allclose(weights, brute_force(instances, 10, sigma), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(weights, brute_force(instances, 10, sigma, inside), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.fidelity
@@ -240,6 +249,30 @@ def test_tiles_stitch_to_the_result_of_the_whole_image(size, in_channels):
         whole = model.network(torch.from_numpy(whole))["out"][..., 2 : 2 + size[0], 2 : 2 + size[1]]
     assert stitched.shape == (2, 3, *size)
     torch.testing.assert_close(stitched, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.fidelity
+def test_rotations_average_probabilities(tmp_path):
+    torch.manual_seed(0)
+    plain = UNet(num_classes=3, width=2, test_tile=252).eval()
+    for layer in plain.network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.bias)
+    nn.init.normal_(plain.network.score.weight, std=20)  # classes far apart
+    checkpoint = {"state_dict": plain.state_dict()}
+    plain.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    image = torch.randint(0, 256, (2, 3, 60, 44), dtype=torch.uint8)
+    with torch.inference_mode():
+        quarters = [plain(image.rot90(k, (2, 3))).softmax(1).rot90(-k, (2, 3)) for k in range(4)]
+        four = seglight.load(tmp_path / "best.ckpt", test_rotations=4)(image)
+        torch.testing.assert_close(four.exp(), sum(quarters) / 4, rtol=1e-4, atol=1e-5)
+        seven = seglight.load(tmp_path / "best.ckpt", test_rotations=7)(image)
+    assert seven.shape == (2, 3, 60, 44)
+    torch.testing.assert_close(seven.exp().sum(1), torch.ones(2, 60, 44))
+    far = [(seven.exp() - other).abs().mean() for other in (sum(quarters) / 4, quarters[0], quarters[0].roll(20, 3))]
+    assert 0 < far[0] < far[2], "seven turns must agree with the four where the network does"
+    assert far[1] > 1e-3
 
 
 def batch_of(side):
@@ -302,7 +335,16 @@ def test_border_weighted_loss_equals_its_definition():
     assert nothing == 0 and (scores.grad == 0).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"border_weight": True}, {"in_channels": 3}, {"context": "crop"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"border_weight": True},
+        {"in_channels": 3},
+        {"context": "crop"},
+        {"wide_last_up": True, "border_weight": True, "border_inside": True},
+    ],
+)
 def test_a_training_step_moves_every_weight(options):
     from pytorch_lightning import Trainer
 
@@ -335,5 +377,7 @@ def test_options_are_checked_when_the_model_is_built():
         UNet(num_classes=2, width=2, test_tile=512)
     with pytest.raises(ValueError, match="at least 204"):
         UNet(num_classes=2, width=2, test_tile=188)
+    with pytest.raises(ValueError, match="test_rotations is 0"):
+        UNet(num_classes=2, width=2, test_rotations=0)
     assert UNet(num_classes=2, width=2).preprocessing == "grey"
     assert UNet(num_classes=2, width=2, in_channels=3).preprocessing == "torch"

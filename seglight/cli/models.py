@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 MARKS = "<!-- models: written by `make models` -->", "<!-- /models -->"
-HEAD = ("architecture", "parameters", "GFLOPs", "at crop", "checks", "published", "reachable here", "measured")
+HEAD = ("architecture", "parameters", "GFLOPs", "crop", "checks", "published, %", "measured, %")
 
 
 def main(argv: list[str]) -> int:
@@ -25,16 +26,19 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--readme", help="Markdown file whose table between the two comments is replaced")
     options = parser.parse_args(argv)
+    known = {name for family, entry in published().items() for name in (family, *entry["variants"])}
+    if unknown := [name for name in options.names if name not in known]:
+        near = {name: difflib.get_close_matches(name, known, 3, 0.3) for name in unknown}
+        hints = "; ".join(f"{name!r} (nearest: {', '.join(found) or 'none'})" for name, found in near.items())
+        print(f"seglight: there is no architecture {hints}.", file=sys.stderr)
+        return 2
     checks = passed(options.fidelity) if options.fidelity else None
     table = list(rows(published(), options.names, checks))
-    if not table:
-        print(f"seglight: no architecture is called {', '.join(options.names)}; see seglight models.", file=sys.stderr)
-        return 2
     if options.readme:
         path = Path(options.readme)
         path.write_text(replaced(path.read_text(), markdown(table)))
     else:
-        _show(table)
+        _show(table, list(results(published(), options.names)) if options.names else [])
     return 0
 
 
@@ -74,35 +78,54 @@ def passed(junit: str) -> Counter[str]:
     return Counter(case.get("classname", "").split(".")[-1].removeprefix("test_") for case in good)
 
 
-def rows(families: dict[str, Any], names: list[str], checks: Counter[str] | None) -> Iterator[tuple[str, ...]]:
-    """One line of text per variant, or per published result of a variant."""
+def rows(families: dict[str, Any], names: list[str], checks: Counter[str] | None = None) -> Iterator[tuple[str, ...]]:
+    """One line of text per architecture, in the order of `HEAD`; of all families and variants, or of `names`."""
     for family, entry in families.items():
         for variant, how in entry["variants"].items():
-            if names and not {family.lower(), variant.lower(), how["model"].lower()} & {n.lower() for n in names}:
+            if names and not {family, variant} & set(names):
                 continue
             parameters, gflops = cost(**how)
             count = "" if checks is None else str(sum(checks[name] for name in entry["tests"]))
-            head = (variant, f"{parameters:,}", f"{gflops:,.1f}", f"{how['crop']}²", count)
-            results = [result for result in entry["results"] if result["variant"] == variant]
-            for result in results:
-                where = (
-                    f"{result['value']} {result['metric']}, {result['dataset']} {result['split']}: {result['protocol']}"
+            mine = [result for result in entry["results"] if result["variant"] == variant]
+            numbers = "; ".join(f"{_value(result)} {result['dataset']} {result['split']}" for result in mine)
+            runs = "; ".join(
+                f"{_value(run)} {run['dataset']} {run['split']}" for run in entry.get("measured", {}).get(variant, [])
+            )
+            yield (
+                variant, f"{parameters:,}", f"{gflops:,.1f}", f"{how['crop']}²", count, numbers or "none",
+                runs or "not run yet",
+            )  # fmt: skip
+
+
+def results(families: dict[str, Any], names: list[str]) -> Iterator[str]:
+    """What is known of each published number and of each run of ours, as text."""
+    for family, entry in families.items():
+        for result in entry["results"]:
+            if {family, result["variant"]} & set(names):
+                yield (
+                    f"{result['variant']}: {_value(result)} {result['metric']} on {result['dataset']} {result['split']}"
+                    f"{' (a row of the review)' if result.get('review') else ''}\n"
+                    f"    protocol {result['protocol']}\n    with public data {result['reachable']}\n"
+                    f"    experiments/{result['experiment']}"
                 )
-                measured = "; ".join(_measured(run) for run in result["measured"]) or "not run yet"
-                yield (*head, where, result["reachable"], measured)
-                head = ("",) * len(head)
-            if not results:
-                yield (*head, "", "", "")
+        for variant, runs in entry.get("measured", {}).items():
+            if {family, variant} & set(names):
+                for run in runs:
+                    yield (
+                        f"{variant}: measured {_value(run)} {run['metric']} on {run['dataset']} {run['split']}, "
+                        f"{run['steps']} steps, seed {run['seed']}, {run['hardware']}\n"
+                        f"    experiments/{run['experiment']}"
+                    )
 
 
-def _measured(run: dict[str, Any]) -> str:
-    what = f"{run['value']} {run.get('metric', 'mIoU')}, {run['split']}"
-    return f"{what}, {run['steps']} steps, seed {run['seed']}, {run['hardware']}"
+def _value(number: dict[str, Any]) -> str:
+    """With its metric, unless that is the usual one."""
+    return f"{number['value']}" + (f" {number['metric']}" if number["metric"] != "mIoU" else "")
 
 
 def markdown(table: list[tuple[str, ...]]) -> str:
     """The rows as a Markdown table."""
-    lines = [HEAD, ("---", "---:", "---:", "---:", "---:", "---", "---", "---"), *table]
+    lines = [HEAD, ("---", "---:", "---:", "---:", "---:", "---", "---"), *table]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -118,13 +141,19 @@ def replaced(text: str, table: str) -> str:
     return text[: begin + len(MARKS[0])] + "\n" + table + "\n" + text[end:]
 
 
-def _show(table: list[tuple[str, ...]]) -> None:
+def _show(table: list[tuple[str, ...]], details: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(caption="GFLOPs: of a forward pass at the crop, a multiplication and its addition as two operations")
-    for i, title in enumerate(HEAD):
-        shown.add_column(title, justify="right" if 0 < i < 5 else "left", overflow="fold")
+    shown = Table(caption="GFLOPs of a training crop's forward pass; a multiplication and its addition are two.")
+    keep = [i for i in range(len(HEAD)) if any(line[i] for line in table)]
+    for i in keep:
+        shown.add_column(HEAD[i], justify="right" if 0 < i < 5 else "left", no_wrap=i < 5)
     for line in table:
-        shown.add_row(*line)
-    Console().print(shown)
+        shown.add_row(*(line[i] for i in keep))
+    console = Console()
+    console.print(shown)
+    for text in details:
+        console.print(text, highlight=False)
+    if not details:
+        console.print("seglight models NAME tells the protocol of each published number and the experiment for it.")

@@ -95,6 +95,9 @@ class SemanticDataModule(LightningDataModule):
         rotate: largest random rotation, degrees either way.
         elastic: standard deviation of the elastic deformation, pixels (U-Net paper: 10).
         jitter: strength of random brightness, contrast and saturation, 0 for none.
+        crop_around: "objects" or "proposals": crops show a box of the image rather than a random part of it, for the
+            two stages of DeconvNet; see `seglight.data.boxes.BoxTransform`.
+        proposals: a file of `seglight.data.boxes.save_proposals`, for crops around proposals.
         check: look at every file before training starts, so that a fault costs seconds rather than a night.
     """
 
@@ -115,6 +118,8 @@ class SemanticDataModule(LightningDataModule):
         rotate: float = 0.0,
         elastic: float = 0.0,
         jitter: float = 0.0,
+        crop_around: Literal["objects", "proposals"] | None = None,
+        proposals: str | None = None,
         check: bool = True,
     ):
         super().__init__()
@@ -135,9 +140,14 @@ class SemanticDataModule(LightningDataModule):
         self.seed = (
             int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         )  # Lightning puts its seed there
-        self.transform = TrainTransform(
-            crop=crop, scale=scale, flip=flip, rotate=rotate, elastic=elastic, jitter=jitter
-        )
+        augment = {
+            "crop": crop, "scale": scale, "flip": flip, "rotate": rotate, "elastic": elastic, "jitter": jitter
+        }  # fmt: skip
+        self.transform = TrainTransform(**augment)
+        if crop_around or proposals:
+            from seglight.data.boxes import BoxTransform, load_proposals  # which needs the dataset class above
+
+            self.transform = BoxTransform(crop_around, load_proposals(proposals) if proposals else None, **augment)
         self.check = check
         self._datasets: dict[str, SemanticDataset] = {}
 
@@ -179,8 +189,17 @@ class SemanticDataModule(LightningDataModule):
         if trainer and trainer.max_steps > 0:
             batches = trainer.max_steps * trainer.accumulate_grad_batches
             skip = trainer.global_step * trainer.accumulate_grad_batches
-        sampler = TrainSampler(len(data), self.batch_size, batches, self.seed, rank, world, skip)
-        view = _TrainView(data, self.transform, self.seed)
+        return self._train_loader(TrainSampler(len(data), self.batch_size, batches, self.seed, rank, world, skip))
+
+    def train_batches(self, count: int) -> DataLoader:
+        """The first `count` training batches of this rank, apart from any training that is going on."""
+        trainer = self.trainer
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        sampler = TrainSampler(len(self.split("train")), self.batch_size, count, self.seed, rank, world)
+        return self._train_loader(sampler)
+
+    def _train_loader(self, sampler: TrainSampler) -> DataLoader:
+        view = _TrainView(self.split("train"), self.transform.of(self.classes), self.seed)
         return DataLoader(view, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
 
     def _eval_dataloader(self, split: Split) -> DataLoader:

@@ -45,7 +45,7 @@ class Geometry:
     """A map from a source image to an output of fixed size.
 
     The rectangle `source` is stretched to `target`, mirrored within it if `flip`; then the whole output is turned by
-    `angle` about its centre and bent by `elastic`. Outside of the image lie `PAD_COLOUR` and the label 255.
+    `angle` about its centre and bent by `elastic`. Outside of the image lie `pad` and the label 255.
     """
 
     size: tuple[int, int]
@@ -59,21 +59,23 @@ class Geometry:
     """Degrees, counter-clockwise."""
     elastic: np.ndarray | None = None
     """(2, 3, 3) displacements dx and dy, in output pixels, at the corners, edge midpoints and centre of the output."""
+    pad: tuple[int, int, int] = PAD_COLOUR
+    """RGB outside of the image."""
 
     def image(self, image: np.ndarray, out: np.ndarray | None = None, colours: np.ndarray | None = None) -> np.ndarray:
         """Map an image, uint8 (H, W, 3), bilinearly; into `out`, uint8 (h, w, 3), if given.
 
-        `colours`, float32 (3, 4), turns RGB into M @ (R, G, B, 1). It leaves `PAD_COLOUR` alone.
+        `colours`, float32 (3, 4), turns RGB into M @ (R, G, B, 1). It leaves `pad` alone.
         """
         out = np.empty((*self.size, 3), np.uint8) if out is None else out
         if self._bent:
             image = image if colours is None else cv2.transform(image, colours)
-            return cv2.remap(image, *self._map, cv2.INTER_LINEAR, out, cv2.BORDER_CONSTANT, PAD_COLOUR)
+            return cv2.remap(image, *self._map, cv2.INTER_LINEAR, out, cv2.BORDER_CONSTANT, self.pad)
         slot = self._stretch(image, out, cv2.INTER_LINEAR)
         if colours is not None:
             cv2.transform(slot, colours, dst=slot)
         for rows, columns in self._outside:
-            out[rows, columns] = _canvas(*self.size)[rows, columns]
+            out[rows, columns] = _canvas(*self.size, self.pad)[rows, columns]
         return out
 
     def mask(self, mask: np.ndarray, out: np.ndarray | None = None, outside: int = IGNORE_INDEX) -> np.ndarray:
@@ -206,6 +208,12 @@ class TrainTransform:
             spans = [(0, length, 0, max(1, round(length * scale))) for length in size]
         else:
             spans = [_span(*of_axis, scale) for of_axis in zip(size, self.crop, u[1:3], u[3:5], strict=True)]
+        return self._geometry(rng, u, spans)
+
+    def _geometry(
+        self, rng: np.random.Generator, u: np.ndarray, spans: Sequence[tuple[int, int, int, int]]
+    ) -> Geometry:
+        """The geometry of two axes, each its start and length in the source and in the output, and of the numbers u."""
         (top, height, to_top, to_height), (left, width, to_left, to_width) = spans
         return Geometry(
             size=self.crop or (to_height, to_width),
@@ -225,6 +233,20 @@ class TrainTransform:
         mix = saturation * np.eye(3) + (1 - saturation) * grey
         shift = np.full((3, 1), (1 - contrast) * 128)  # contrast keeps middle grey
         return (brightness * np.hstack([contrast * mix, shift])).astype(np.float32)
+
+    def of(self, classes: Sequence[str]) -> TrainTransform:
+        """The same for a dataset of these classes; transforms that depend on them override it."""
+        return self
+
+    def sample(
+        self,
+        dataset: SemanticDataset,
+        index: int,
+        rng: np.random.Generator,
+        out: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read, draw and apply; transforms that know more of a sample than its pixels override it."""
+        return self(*dataset.read(index), rng, out)
 
     def __call__(
         self,
@@ -256,7 +278,7 @@ def train_batch(
     images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
     for slot, (epoch, index) in enumerate(keys):
         out = (images[slot], masks[slot]) if transform.crop else None
-        image, mask = transform(*dataset.read(index), rng_for(seed, epoch, index), out)
+        image, mask = transform.sample(dataset, index, rng_for(seed, epoch, index), out)
     if not transform.crop:
         images, masks = image[None], mask[None]
     return {
@@ -290,9 +312,9 @@ def _span(length: int, crop: int, u_source: float, u_target: float, scale: float
 
 
 @lru_cache(maxsize=4)
-def _canvas(height: int, width: int) -> np.ndarray:
-    """An image of nothing but `PAD_COLOUR`: copying from it takes 1/40 of the time of broadcasting three numbers."""
-    return np.full((height, width, 3), PAD_COLOUR, np.uint8)
+def _canvas(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """An image of one colour: copying from it takes 1/40 of the time of broadcasting three numbers."""
+    return np.full((height, width, 3), colour, np.uint8)
 
 
 def _outer_sum(column: np.ndarray, row: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal
@@ -30,6 +31,7 @@ class Backbone(nn.Module):
     """A timm network without its classifier: a list of feature maps, finest first, the last being the deepest.
 
     The timm network lies under `body` and keeps its names, so files of timm (and torchvision's ResNets) fit it.
+    Only a batch norm that timm has merged with its activation is named `norm` beside `act`.
 
     Args:
         name: in timm, such as "resnet50" (7x7 stem), "resnet101s" (deep stem 64-64-128), "xception65" or a ViT.
@@ -38,6 +40,8 @@ class Backbone(nn.Module):
         multi_grid: factors of the last stage's dilation, block by block (ResNet family, "uniform").
         stride_in_1x1: strides sit in the first 1x1 convolution of a bottleneck, as in Caffe's ResNets, not in its 3x3.
         pretrained: load timm's ImageNet weights.
+        raw_taps: features inside the strided blocks of an aligned Xception are taken before their ReLU, as in the
+            release of DeepLab v3+; timm takes them after it.
 
     Shapes: (B, 3, H, W) -> list of (B, channels[i], ~H / strides[i], ~W / strides[i]). Networks of patches get the
     image padded right and below to whole patches.
@@ -54,10 +58,15 @@ class Backbone(nn.Module):
         multi_grid: Sequence[int] = (1, 1, 1),
         stride_in_1x1: bool = False,
         pretrained: bool = False,
+        raw_taps: bool = False,
     ):
         super().__init__()
         self.name, self.dilation, self.multi_grid, self.stride_in_1x1 = name, dilation, tuple(multi_grid), stride_in_1x1
+        self.raw_taps, self.pretrained = raw_taps, pretrained
+        self._geometry: dict[int, dict[str, dict[str, Any]]] = {}  # by output stride and layer
         self._check_name(pretrained)
+        with torch.device("meta"):
+            self._nominal = _timm().create_model(self.name, features_only=True).feature_info.reduction()
         self.body = self._build(output_stride, pretrained)
         self.output_stride = output_stride or self._nominal[-1]
         self.patch = 1
@@ -84,6 +93,18 @@ class Backbone(nn.Module):
     def preprocessing(self) -> Literal["torch", "half"]:
         """The family that timm's weights expect."""
         return "half" if _timm().get_pretrained_cfg(self.name).mean == (0.5, 0.5, 0.5) else "torch"
+
+    def check_preprocessing(self, family: str) -> None:
+        """Refuse a normalisation that the pretrained weights, if this trunk has some, were not made with.
+
+        Raises:
+            ValueError: says which family to set.
+        """
+        if self.pretrained and family != self.preprocessing:
+            raise ValueError(
+                f'preprocessing is "{family}", but the ImageNet weights of {self.name} expect "{self.preprocessing}"; '
+                f"set model.preprocessing to that, or pretrained to false."
+            )
 
     def level(self, stride: int) -> int:
         """Index of the deepest feature map of a stride before any dilation (4, 8, 16, 32: C2, C3, C4, C5 of a ResNet).
@@ -113,14 +134,17 @@ class Backbone(nn.Module):
         """Turn strides into dilations or back, with the same weights (DeepLab trains at 16 and evaluates at 8)."""
         if output_stride == self.output_stride:
             return
-        with torch.device("meta"):
-            other = dict(self._build(output_stride).named_modules())
-        for name, layer in self.body.named_modules():
-            if type(layer) is not type(other[name]):
+        self._geometry.setdefault(self.output_stride, _geometry(self.body))
+        if output_stride not in self._geometry:
+            with torch.device("meta"):
+                other = self._build(output_stride)
+            kinds = {name: type(layer) for name, layer in other.named_modules()}
+            if kinds != {name: type(layer) for name, layer in self.body.named_modules()}:
                 raise ValueError(f"{self.name} has other layers at output stride {output_stride}: build it anew.")
-            for attribute in ("stride", "padding", "dilation"):
-                if hasattr(layer, attribute):
-                    setattr(layer, attribute, getattr(other[name], attribute))
+            self._geometry[output_stride] = _geometry(other)
+        for name, layer in self.body.named_modules():
+            for attribute, value in self._geometry[output_stride][name].items():
+                setattr(layer, attribute, value)
         self.output_stride = output_stride
 
     # ---------------------------------------------------------------------- build
@@ -137,15 +161,14 @@ class Backbone(nn.Module):
             raise ValueError(f"timm has no weights {tag!r} for {architecture}; it has {', '.join(tags)}.")
 
     def _build(self, output_stride: int | None, pretrained: bool = False) -> nn.Module:
-        with torch.device("meta"):
-            self._nominal = _timm().create_model(self.name, features_only=True).feature_info.reduction()
         if output_stride is not None and output_stride != self._nominal[-1] and output_stride not in (8, 16):
             raise ValueError(
                 f"{self.name} has strides {self._nominal}; output_stride is {output_stride}, but it can be "
                 f"{self._nominal[-1]}, or 8 or 16 where the network can be dilated."
             )
         options: dict[str, object] = dict(self._flexible())
-        if output_stride not in (None, self._nominal[-1]):
+        xception = "feature_cls" in options
+        if output_stride not in (None, self._nominal[-1]) and not xception:
             options["output_stride"] = output_stride
         try:
             body = _timm().create_model(self.name, features_only=True, pretrained=pretrained, **options)
@@ -156,13 +179,20 @@ class Backbone(nn.Module):
                 f"{self.name} cannot be dilated to output stride {output_stride}; set {self._nominal[-1]}."
             ) from error
         self._apply_rule(body, output_stride or self._nominal[-1])
+        _split_activations(body)
+        if xception:
+            _dilate_xception(body.model, output_stride or self._nominal[-1])
+        if self.raw_taps:
+            self._tap_before_relu(body)
         return body
 
-    def _flexible(self) -> dict[str, bool]:
-        """What lets a network of patches take images of any size."""
+    def _flexible(self) -> dict[str, object]:
+        """What lets a network of patches take images of any size, and aligned Xceptions do without timm's hooks."""
         module = _timm().models.model_entrypoint(self.name.partition(".")[0]).__module__.rpartition(".")[2]
         if module in ("vision_transformer", "eva", "deit", "beit"):
             return {"dynamic_img_size": True}
+        if module == "xception_aligned":
+            return {"feature_cls": "getter"}  # keeps timm's names, which the hooks' wrapper changes
         return {"strict_img_size": False} if module in ("swin_transformer", "swin_transformer_v2") else {}
 
     def _apply_rule(self, body: nn.Module, output_stride: int) -> None:
@@ -182,12 +212,70 @@ class Backbone(nn.Module):
             grid = self.multi_grid if nominal == 32 else (1,)
             for i, block in enumerate(stage):
                 if self.dilation == "uniform":
-                    dilation = max(1, nominal // output_stride) * grid[i % len(grid)]
-                    for conv in (block.conv1, block.conv2):
-                        if conv.kernel_size == (3, 3):
-                            conv.dilation = conv.padding = (dilation, dilation)
+                    dilate(block, max(1, nominal // output_stride) * grid[i % len(grid)])
                 if self.stride_in_1x1 and hasattr(block, "conv3"):
                     block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+    def _tap_before_relu(self, body: nn.Module) -> None:
+        """Give the strided blocks' third convolution the ReLU before it, so that the feature tapped there lacks it."""
+        network = getattr(body, "model", None)
+        if not hasattr(network, "feature_ends"):
+            raise ValueError(f"raw_taps is of the aligned Xceptions, and {self.name} is not one; leave it out.")
+        for i in network.feature_ends[:-1]:
+            stack = network.blocks[i].stack
+            if hasattr(stack, "act3"):  # the pre-activation Xceptions have their ReLU inside conv3 already
+                stack.act3 = nn.Identity()
+                stack.conv3.register_forward_pre_hook(_rectify)
+
+
+def _geometry(body: nn.Module) -> dict[str, dict[str, Any]]:
+    """Stride, padding and dilation of each layer, where it has them."""
+    return {
+        name: {key: getattr(layer, key) for key in ("stride", "padding", "dilation") if hasattr(layer, key)}
+        for name, layer in body.named_modules()
+    }
+
+
+def dilate(block: nn.Module, rate: int) -> None:
+    """Set the rate of the 3x3 convolutions of a residual block of timm's ResNets."""
+    for conv in (block.conv1, block.conv2):
+        if conv.kernel_size == (3, 3):
+            conv.dilation = conv.padding = (rate, rate)
+
+
+def _split_activations(body: nn.Module) -> None:
+    """Take activations out of timm's batch norms: torch's conversion to SyncBatchNorm would silently drop them."""
+    from timm.layers import BatchNormAct2d
+
+    for parent in list(body.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BatchNormAct2d) and not isinstance(child.act, nn.Identity):
+                norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum)
+                for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                    setattr(norm, key, getattr(child, key))
+                setattr(parent, name, nn.Sequential(OrderedDict(norm=norm, drop=child.drop, act=child.act)))
+
+
+def _dilate_xception(network: nn.Module, output_stride: int) -> None:
+    """As timm's own `output_stride`, which drops a projection shortcut that stride 1 makes needless (Xception-71)."""
+    reached, rate = 2, 1
+    for block in network.blocks:
+        convs = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+        strided = any(conv.stride == (2, 2) for conv in convs)
+        dense = strided and reached >= output_stride
+        for conv in convs:
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (rate, rate)
+            if dense:
+                conv.stride = (1, 1)
+        if dense:
+            rate *= 2
+        elif strided:
+            reached *= 2
+
+
+def _rectify(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (nn.functional.relu(inputs[0]),)
 
 
 @functools.cache

@@ -125,6 +125,7 @@ class BaseModel(RemembersArguments, LightningModule):
         if batch_norm == "frozen":
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
+        self.train()  # puts batch norm into its mode; Lightning never calls this, it keeps the modes that it finds
         if init_without and not init_from:
             raise ValueError(f"init_without names {init_without}, but there is no init_from to leave them out of.")
         if init_from:
@@ -163,7 +164,7 @@ class BaseModel(RemembersArguments, LightningModule):
         return [layer for layer in self.network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
     def train(self, mode: bool = True) -> BaseModel:
-        """As `nn.Module.train`, which Lightning calls at every epoch; batch norm stays as `batch_norm` says."""
+        """As `nn.Module.train`; batch norm stays as `batch_norm` says."""
         super().train(mode)
         if self.batch_norm != "train":
             for layer in self._batch_norms():

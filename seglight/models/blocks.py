@@ -70,14 +70,15 @@ class CoordinateMap(NamedTuple):
     def along(cls, layers: Iterable[nn.Module]) -> CoordinateMap:
         """Compose the maps of a path of convolutions, poolings and deconvolutions, first layer first.
 
-        Layers without a kernel (activations, dropout) leave coordinates alone. Kernels must be square and undilated.
+        Layers without a kernel (activations, dropout) leave coordinates alone. Kernels must be square.
         """
         scale, shift = Fraction(1), Fraction(0)
         for layer in layers:
             if not hasattr(layer, "kernel_size"):
                 continue
             kernel, stride, padding = (_side(layer, name) for name in ("kernel_size", "stride", "padding"))
-            offset = Fraction(kernel - 1, 2) - padding
+            dilation = _side(layer, "dilation") if hasattr(layer, "dilation") else 1
+            offset = Fraction(dilation * (kernel - 1), 2) - padding
             if isinstance(layer, nn.ConvTranspose2d):  # the inverse: input i lies at stride * i + offset of the output
                 scale, shift = scale / stride, shift - scale * offset / stride
             else:

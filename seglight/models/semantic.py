@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seglight import inference
+from seglight import crf, inference
 from seglight.losses import cross_entropy
 from seglight.metrics import ConfusionMatrix, Scores
 from seglight.models.base import BaseModel
@@ -20,6 +21,29 @@ if TYPE_CHECKING:
 
     from seglight.predict import SemanticPrediction
     from seglight.types import SemanticBatch, SemanticEvalBatch
+
+
+def trained_outputs(
+    loss_weights: dict[str, float] | None, default: dict[str, float], further: Iterable[str] = ()
+) -> dict[str, float]:
+    """The outputs that take part in the loss, and their weights: a head without any need not be built.
+
+    Args:
+        loss_weights: what the user asks for; none means `default`.
+        default: the paper's weights.
+        further: outputs beyond those in `default` that the network can have.
+
+    Raises:
+        ValueError: `loss_weights` names an output that the network cannot have, or leaves out `out`.
+    """
+    weights = {name: weight for name, weight in (loss_weights or default).items() if weight}
+    known = [*default, *further]
+    if "out" not in weights or not set(weights) <= set(known):
+        raise ValueError(
+            f"loss_weights is {loss_weights}; it gives a weight to out, and to any of {', '.join(known[1:])}. An "
+            f"output without a weight is left out of the network."
+        )
+    return weights
 
 
 class SemanticModel(BaseModel):
@@ -37,6 +61,12 @@ class SemanticModel(BaseModel):
         test_scales: test-time: average the class probabilities over these image scales.
         test_flip: test-time: average with the mirrored image.
         test_window: test-time: slide a square window of this many pixels, stride two thirds of it.
+        test_long_side: test-time: scale 1 makes the longer side this many pixels; none keeps the image's own size.
+        test_aggregate: test-time: what is averaged over looks: probabilities ("softmax"), "logits" or their
+            exponentials ("exp").
+        test_crf: test-time: refine the probabilities at image size with the fully connected CRF: the name of a preset
+            of `seglight.crf` or its numbers. In test, predict and a validation of its own; not while fitting, where it
+            would take longer than the network.
     """
 
     def __init__(
@@ -50,6 +80,9 @@ class SemanticModel(BaseModel):
         test_scales: list[float] | None = None,
         test_flip: bool = False,
         test_window: int | None = None,
+        test_long_side: int | None = None,
+        test_aggregate: inference.Aggregate = "softmax",
+        test_crf: dict[str, Any] | str | None = None,
         **kwargs: Any,
     ):
         super().__init__(network=network, num_classes=num_classes, **kwargs)
@@ -59,6 +92,8 @@ class SemanticModel(BaseModel):
         self.loss_weights = loss_weights or {"out": 1.0}
         self.loss_reduction: Literal["mean", "sum"] = loss_reduction
         self.test_scales, self.test_flip, self.test_window = test_scales or [1.0], test_flip, test_window
+        self.test_long_side, self.test_aggregate = test_long_side, test_aggregate
+        self.test_crf = None if test_crf is None else crf.parameters(test_crf)
         weights = torch.tensor(class_weights) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
         self.confusion = ConfusionMatrix(num_classes, self.classes)
@@ -82,18 +117,37 @@ class SemanticModel(BaseModel):
                 f"loss_weights names {sorted(missing)}, but the network returns {sorted(outputs)}; name those."
             )
         mask = batch["mask"].long()
-        parts = {
-            name: cross_entropy(
-                outputs[name],
-                mask,
-                self.class_weights,
-                reduction=self.loss_reduction,
-                align_corners=self.align_corners,
-            )
-            for name in self.loss_weights
-        }
+        parts = {name: self.loss_of(name, outputs[name], mask) for name in self.loss_weights}
         total = torch.stack([self.loss_weights[name] * part for name, part in parts.items()]).sum()
         return {"loss": total, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})}
+
+    def loss_of(self, name: str, logits: Tensor, mask: Tensor) -> Tensor:
+        """The loss of one output, unweighted. Models with outputs that are no maps override it.
+
+        Args:
+            name: of the output.
+            logits: (B, K, h, w).
+            mask: int64 (B, H, W).
+        """
+        return cross_entropy(
+            logits,
+            self.target(logits, mask),
+            self.class_weights,
+            reduction=self.loss_reduction,
+            align_corners=self.align_corners,
+        )
+
+    def target(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """What an output is compared with: the label itself. Models that shrink labels to the logits override it.
+
+        Args:
+            logits: (B, K, h, w).
+            mask: int64 (B, H, W).
+
+        Returns:
+            int64, (B, H, W) here.
+        """
+        return mask
 
     # ----------------------------------------------------------------- inference
 
@@ -103,12 +157,13 @@ class SemanticModel(BaseModel):
 
     def protocol(self, image: Tensor) -> Tensor:
         """`logits` under the test-time options: log-probabilities once anything is averaged."""
-        net, align = self.logits, self.align_corners
+        net, options = self.logits, {"aggregate": self.test_aggregate, "align_corners": self.align_corners}
         if self.test_window:
             window = self.test_window
-            net = partial(inference.sliding, net, window=window, stride=-(-2 * window // 3), align_corners=align)
-        if self.test_flip or list(self.test_scales) != [1.0]:
-            return inference.multiscale(net, image, self.test_scales, self.test_flip, align_corners=align)
+            net = partial(inference.sliding, net, window=window, stride=-(-2 * window // 3), **options)
+        if self.test_flip or self.test_long_side or list(self.test_scales) != [1.0]:
+            options["long_side"] = self.test_long_side
+            return inference.multiscale(net, image, self.test_scales, self.test_flip, **options)
         return net(image)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -125,14 +180,15 @@ class SemanticModel(BaseModel):
             return logits
         return nn.functional.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.align_corners)
 
-    def labels(self, images: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def labels(self, images: list[Tensor], refine: bool = True) -> tuple[list[Tensor], list[Tensor]]:
         """Label maps of images of any sizes; neighbours of equal size share a forward pass.
 
         Args:
             images: tensors (3, H_i, W_i), RGB 0..255.
+            refine: use the CRF, if `test_crf` asks for one.
 
         Returns:
-            label maps (H_i, W_i) on the device, and the class scores (K, h_i, w_i) they came from.
+            label maps (H_i, W_i) on the device, and the network's class scores (K, h_i, w_i) for them, before any CRF.
         """
         labels: list[Tensor] = []
         logits: list[Tensor] = []
@@ -143,10 +199,21 @@ class SemanticModel(BaseModel):
                 stop += 1
             group = torch.stack(images[start:stop]) if stop > start + 1 else images[start][None]
             scores = self.protocol(self.normalize(group))
-            labels += inference.labels(scores, group.shape[-2:], self.align_corners)
+            if refine and self.test_crf is not None:
+                labels += [self._refined(image, score) for image, score in zip(group, scores, strict=True)]
+            else:
+                labels += inference.labels(scores, group.shape[-2:], self.align_corners)
             logits += scores
             start = stop
         return labels, logits
+
+    def _refined(self, image: Tensor, scores: Tensor) -> Tensor:
+        """The label map uint8 (H, W) that the CRF makes of an image and its class scores (K, h, w)."""
+        scores = nn.functional.interpolate(
+            scores[None].float(), image.shape[-2:], mode="bilinear", align_corners=self.align_corners
+        )
+        pixels = image.float().round().clamp(0, 255).to(torch.uint8)  # images may be float, with values as of uint8
+        return crf.mean_field(pixels, scores[0], self.test_crf).argmax(0).to(torch.uint8)
 
     @torch.inference_mode()
     def predict(self, source: str | Path | np.ndarray | Image.Image) -> SemanticPrediction:
@@ -163,7 +230,7 @@ class SemanticModel(BaseModel):
     # ---------------------------------------------------------------- evaluation
 
     def _evaluate(self, batch: SemanticEvalBatch) -> dict[str, list[Tensor]]:
-        labels, logits = self.labels(batch["image"])
+        labels, logits = self.labels(batch["image"], refine=self.trainer.state.fn != "fit")
         for label, mask in zip(labels, batch["mask"], strict=True):
             self.confusion.update(label, mask)
         return {"labels": labels, "logits": logits}

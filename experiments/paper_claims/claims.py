@@ -1,0 +1,172 @@
+"""Why each paper's idea works, shown on generated pictures in minutes: `python experiments/paper_claims/claims.py [NAME ...]`.
+
+A claim compares networks that differ in one thing, trained alike on the same pictures, over several seeds. It holds if
+the 95 % interval (Student's t) of the paired differences lies above zero. One figure a claim goes to the folder `--out`, and
+all numbers to claims.json there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from scipy import stats
+
+import seglight
+from scenes import Claim
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "use_distributed_sampler": False,
+}  # fmt: skip
+INK, GREY = "#1f4e79", "#9a9a9a"
+
+
+@dataclass
+class Comparison:
+    """What is compared, and which differences must be positive."""
+
+    says: str
+    """The claim in one sentence."""
+    data: dict[str, Any]
+    """Arguments of `scenes.Claim`."""
+    models: dict[str, Callable[[Claim], seglight.SemanticModel]]
+    """Networks by the name in the figure. One whose name ends in "+ CRF" is the one before it with other test options."""
+    better: list[tuple[str, str]]
+    """Pairs of names, the better one first."""
+    score: tuple[int, ...]
+    """Classes whose mean IoU is compared."""
+    steps: int = 200
+
+
+def _args(data: Claim, **options: Any) -> dict[str, Any]:
+    adam = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup": 10}
+    return {"num_classes": data.num_classes, "classes": list(data.classes), **adam, **options}
+
+
+def _fcn(name: str) -> Callable[[Claim], seglight.SemanticModel]:
+    return lambda data: getattr(seglight.models, name)(**_args(data, width=8))
+
+
+def _psp(**options: Any) -> Callable[[Claim], seglight.SemanticModel]:
+    plain = {"backbone": "resnet10t", "width": 64, "dilation": "lagged-first", "loss_weights": {"out": 1.0}}
+    return lambda data: seglight.models.PSPNet(**_args(data, **{**plain, **options}))
+
+
+CLAIMS = {
+    "skips": Comparison(
+        "FCN: the finer the skips, the thinner the structures that are found",
+        {"kind": "wires", "side": 96},
+        {"FCN-32s": _fcn("FCN32s"), "FCN-16s": _fcn("FCN16s"), "FCN-8s": _fcn("FCN8s")},
+        [("FCN-16s", "FCN-32s"), ("FCN-8s", "FCN-16s")],
+        score=(1,),
+    ),
+    "atrous": Comparison(
+        "DeepLab: atrous convolution keeps what strides lose, with the same number of weights",
+        {"kind": "wires", "side": 97},
+        {"stride 32": _psp(bins=[], output_stride=32), "atrous, stride 8": _psp(bins=[], output_stride=8)},
+        [("atrous, stride 8", "stride 32")],
+        score=(1,),
+    ),
+    "pyramid": Comparison(
+        "PSPNet: pooling over the whole picture tells classes that only the scene decides",
+        {"kind": "context", "side": 193},
+        {"without pooling": _psp(bins=[]), "pyramid pooling": _psp()},
+        [("pyramid pooling", "without pooling")],
+        score=(1, 2),
+    ),
+}
+
+
+def run(claim: Comparison, seed: int, steps: int | None = None) -> dict[str, float]:
+    """Score of each network of a claim, trained from one seed."""
+    scores: dict[str, float] = {}
+    for name, build in claim.models.items():
+        data = Claim(seed=seed, **claim.data)
+        seed_everything(seed, verbose=False)
+        model = build(data)
+        Trainer(max_steps=steps or claim.steps, limit_val_batches=0, **QUIET).fit(model, data)
+        Trainer(**QUIET).validate(model, data, verbose=False)
+        scores[name] = float(np.mean(model.scores.iou[list(claim.score)]))
+    return scores
+
+
+def interval(better: list[float], worse: list[float]) -> tuple[float, float, float]:
+    """Mean of the paired differences and the ends of its 95 % interval."""
+    difference = np.array(better) - np.array(worse)
+    half = stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
+    return float(difference.mean()), float(difference.mean() - half), float(difference.mean() + half)
+
+
+def figure(name: str, claim: Comparison, scores: dict[str, list[float]], path: Path) -> None:
+    """A line a seed over the networks, the mean in bold, the intervals below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(scores)
+    table = 100 * np.array([scores[one] for one in names])
+    plot, axes = plt.subplots(figsize=(1.6 + 1.7 * len(names), 3.6), layout="constrained")
+    axes.plot(table, color=GREY, linewidth=1, marker="o", markersize=4, alpha=0.7)
+    axes.plot(table.mean(1), color=INK, linewidth=2.5, marker="o", markersize=7)
+    for x, mean in enumerate(table.mean(1)):
+        axes.annotate(f"{mean:.1f}", (x, mean), (0, 9), textcoords="offset points", ha="center", color=INK, weight="bold")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_ylim(0, max(100 * 0.05, table.max() * 1.2))
+    classes = " and ".join(Claim.CLASSES[claim.data["kind"]][k] for k in claim.score)
+    axes.set_ylabel(f"IoU of {classes} (%)")
+    axes.set_title(claim.says, fontsize=9, wrap=True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    lines = []
+    for better, worse in claim.better:
+        mean, low, high = (100 * value for value in interval(scores[better], scores[worse]))
+        lines.append(f"{better} - {worse}: {mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
+    axes.set_xlabel("\n".join(lines), fontsize=8)
+    plot.savefig(path / f"{name}.png", dpi=150)
+    plt.close(plot)
+
+
+def main() -> None:
+    """Run the claims, print and draw them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *CLAIMS], help=f"of {', '.join(CLAIMS)}; all without")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="instead of each claim's own")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper_claims"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {}
+    for name in options.names or CLAIMS:
+        claim, began = CLAIMS[name], time.perf_counter()
+        runs = [run(claim, seed, options.steps) for seed in range(options.seeds)]
+        scores = {network: [one[network] for one in runs] for network in runs[0]}
+        figure(name, claim, scores, options.out)
+        record[name] = {"scores": scores, "minutes": round((time.perf_counter() - began) / 60, 1), "differences": {}}
+        print(f"{claim.says} ({record[name]['minutes']} min)")
+        for better, worse in claim.better:
+            mean, low, high = interval(scores[better], scores[worse])
+            verdict = "holds" if low > 0 else "does not show"
+            record[name]["differences"][f"{better} - {worse}"] = [mean, low, high]
+            print(f"  {better} - {worse}: {100 * mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}): {verdict}")
+        (options.out / "claims.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"Figures and numbers are in {options.out}.")
+
+
+if __name__ == "__main__":
+    main()
