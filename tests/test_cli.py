@@ -160,7 +160,7 @@ def test_resume_without_a_run(here, capsys):
     "words, expected",
     [
         (["--modle.lr", "3"], "modle"),
-        (["--model.widht", "3"], "Did you mean width?"),
+        (["--model.widht", "3"], "Did you mean width"),
         (["--model.lrr", "3"], "Did you mean lr"),
         (["--data.crap", "3"], "Did you mean crop?"),
         (["--trainer.max_stps", "3"], "Did you mean max_steps"),
@@ -239,7 +239,7 @@ def test_an_override_above_its_part_is_refused(here, capsys):
     "text, expected",
     [
         ("model: Tiny\nmodle: 3\ndata: Blocks", "Did you mean model?"),
-        ("model: Tiny\nmodel.widht: 3\ndata: Blocks", "Did you mean width?"),
+        ("model: Tiny\nmodel.widht: 3\ndata: Blocks", "Did you mean width"),
         ("model: Tiny\ndata: Blocks\ntrainer: {max_stps: 3}", "Did you mean max_steps"),
         ("model: FCN9s\ndata: Blocks", "Did you mean FCN8s"),
         ("model: {class_path: FCN9s, init_args: {a: 1}}\ndata: Blocks", "Did you mean FCN8s"),

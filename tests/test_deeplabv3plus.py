@@ -107,6 +107,7 @@ def test_low_level_features_are_the_second_separable_convolution_before_its_relu
     network = meta(DeepLabV3PlusNetwork, 3, backbone, channels=8)
     seen = {}
     stack = network.backbone.body.model.blocks[block].stack
+    assert isinstance(stack.act3, nn.Identity)  # and no ReLU, which would work on the same tensor, in place
     stack.conv2.bn_pw.register_forward_hook(lambda layer, inputs, out: seen.update(tap=out))
     network.reduce.register_forward_pre_hook(lambda layer, inputs: seen.update(low=inputs[0]))
     network(torch.empty(2, 3, 65, 65, device="meta"))
@@ -284,7 +285,7 @@ def test_autocast_deepcopy_channels_last_and_export(options):
         assert near(out, expected) and all(formats)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = network(image)["out"]
-        assert half.dtype == torch.bfloat16 and alike(half, expected) > 0.95
+        assert half.dtype == torch.bfloat16 and alike(half, expected) > 0.9
         exported = torch.export.export(network, (image,)).module()
         assert near(exported(image)["out"], expected)
 

@@ -93,7 +93,7 @@ def test_the_verb(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "134,489,759" in out and "whole image, one pass" in out and "experiments/voc/fcn8s.yaml" in out
     assert main(["models", "FCN8"]) == 2
-    assert "nearest: FCN-8s" in capsys.readouterr().err
+    assert "nearest: FCN, FCN-8s" in capsys.readouterr().err
 
 
 def test_counting_checks_and_replacing(tmp_path):

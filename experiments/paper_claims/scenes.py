@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import cv2
 import numpy as np
 
@@ -26,6 +28,7 @@ class Scenes(SemanticDataset):
         self.seed, self.kind, self.side = seed, kind, side
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one picture and its labels."""
         rng = np.random.default_rng((self.seed, index))
         side = self.side
         image = np.full((side, side, 3), rng.integers(110, 170, 3), np.uint8)
@@ -70,7 +73,7 @@ class Scenes(SemanticDataset):
 class Claim(SemanticDataModule):
     """`train` pictures to learn from and 40 to judge by."""
 
-    CLASSES = {
+    CLASSES: ClassVar = {
         "wires": ("background", "wire", "box"),
         "context": ("background", "sun", "moon"),
         "edges": ("background", "polygon"),
@@ -83,5 +86,6 @@ class Claim(SemanticDataModule):
         self.palette = ((60, 60, 60), (230, 160, 40), (70, 130, 230))[: len(self.classes)]
 
     def dataset(self, split: str) -> Scenes:
+        """The pictures of a split; validation and test are the same."""
         size = self.train_size if split == "train" else 40
         return Scenes(size, 2 * self.seed + (split != "train"), self.kind, self.side)

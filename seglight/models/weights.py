@@ -47,7 +47,7 @@ def hand_on(
         )
     if len(missing) == len(own):
         raise ValueError(f"{source} has no layer in common with {name}; give a file of a network of that family.")
-    for key in own.keys() & weights.keys():
+    for key in (key for key in own if key in weights):
         ours, theirs = tuple(own[key].shape), tuple(weights[key].shape)
         if ours != theirs:
             raise ValueError(
