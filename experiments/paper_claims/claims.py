@@ -71,7 +71,7 @@ CLAIMS = {
     ),
     "global_context": Comparison(
         "ParseNet: the mean over the picture tells classes that only the scene decides",
-        {"kind": "context", "side": 193},
+        {"kind": "context", "side": 129},
         {
             "fc7 alone": _model("ParseNet", width=8, context_layers=[], skip_layers=["fc7"]),
             "with global context": _model("ParseNet", width=8),
@@ -81,14 +81,14 @@ CLAIMS = {
     ),
     "pyramid": Comparison(
         "PSPNet: so does pooling the picture in a pyramid",
-        {"kind": "context", "side": 193},
+        {"kind": "context", "side": 129},
         {"no pooling": PLAIN, "pyramid pooling": _model("PSPNet", **SHALLOW, loss_weights={"out": 1.0})},
         [("pyramid pooling", "no pooling")],
         score=(1, 2),
     ),
     "encoding": Comparison(
         "EncNet: so does encoding the picture's statistics",
-        {"kind": "context", "side": 193},
+        {"kind": "context", "side": 129},
         {
             "no encoding": PLAIN,
             "context encoding": _model("EncNet", **SHALLOW, lateral=False, loss_weights={"out": 1.0, "se": 0.2}),
@@ -105,6 +105,7 @@ CLAIMS = {
         },
         [("atrous, stride 8", "stride 32")],
         score=(1,),
+        steps=100,
     ),
     "crf": Comparison(
         "DeepLab v2: the dense CRF brings the borders of coarse scores to those of the picture",
