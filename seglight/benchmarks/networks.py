@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="seglight bench networks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(PAIRS)}; all without")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--side", type=int, default=256, help="of the square input in pixels")
+    parser.add_argument("--side", type=int, default=256, help="of the square input in pixels (smp: a multiple of 16)")
     parser.add_argument("--memory-of", nargs=2, metavar=("NAME", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.memory_of:
@@ -138,11 +138,17 @@ def _operations(network: nn.Module, image: Tensor) -> float:
 def _growth(network: nn.Module, side: int) -> float:
     """MiB that a process grows by in its second training step, at the peak."""
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     image = torch.randn(2, 3, side, side)
     for _ in range(2):
         _backward(network, image)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _peak() - before
+
+
+def _peak() -> float:
+    """MiB of memory that this process had at most, on Linux: `ru_maxrss` begins with the peak of the parent process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _memory(name: str, who: str, side: int) -> float:
