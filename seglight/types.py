@@ -36,7 +36,7 @@ class SemanticEvalBatch(TypedDict):
 
 
 class InstanceTarget(TypedDict):
-    """Objects of one image; N = 0 is legal. There is no background class here: R-CNN wrappers shift the labels."""
+    """Objects of one training image; N = 0 is legal. There is no background class: R-CNN wrappers shift the labels."""
 
     boxes: Tensor
     """float32 (N, 4), x1 y1 x2 y2 in pixels, x2 > x1 and y2 > y1."""
@@ -45,28 +45,66 @@ class InstanceTarget(TypedDict):
     masks: Tensor
     """bool (N, H, W)."""
     iscrowd: Tensor
-    """bool (N,)."""
+    """bool (N,). Crowds are nothing to learn from, but no background either."""
     area: Tensor
     """float32 (N,), pixels of the annotated mask: what COCO's size ranges use."""
 
 
 class InstanceBatch(TypedDict):
-    """Images of different sizes, so lists throughout."""
+    """A training batch: augmented and resized images, of different sizes, so lists throughout."""
 
     image: list[Tensor]
-    """B tensors uint8 (3, H_i, W_i)."""
+    """B tensors uint8 (3, H_i, W_i). The model normalises and pads them, on the device, and resizes nothing."""
     target: list[InstanceTarget]
     image_id: list[str]
 
 
-class Detections(TypedDict):
-    """What an instance model says of one image, best score first."""
+class RLE(TypedDict):
+    """A mask as COCO's tools keep it: column-wise run lengths, compressed."""
+
+    size: list[int]
+    """Height and width."""
+    counts: bytes
+
+
+class InstanceTruth(TypedDict):
+    """Objects of one image in evaluation, as annotated: nothing resampled, no dense masks."""
 
     boxes: Tensor
-    """float32 (N, 4), x1 y1 x2 y2 in pixels of the original image."""
+    """float32 (N, 4), x1 y1 x2 y2 in pixels."""
+    labels: Tensor
+    """int64 (N,), 0..K-1."""
+    rles: list[RLE]
+    """N masks."""
+    iscrowd: Tensor
+    """bool (N,)."""
+    area: Tensor
+    """float64 (N,), as annotated."""
+
+
+class InstanceEvalBatch(TypedDict):
+    """A validation or test batch: every image at its original size."""
+
+    image: list[Tensor]
+    """B tensors uint8 (3, H_i, W_i). The model resizes them, on the device."""
+    target: list[InstanceTruth]
+    image_id: list[str]
+
+
+class Detections(TypedDict):
+    """What an instance model says of one image, best score first.
+
+    A mask is a small grid of probabilities over a rectangle of the image, its window. `seglight.masks` makes dense
+    masks or run lengths of it; nobody else does, and dense ones are never kept.
+    """
+
+    boxes: Tensor
+    """float32 (N, 4), x1 y1 x2 y2 in pixels of the image."""
     labels: Tensor
     """int64 (N,), 0..K-1."""
     scores: Tensor
     """float32 (N,), 0..1."""
     masks: Tensor
-    """bool (N, H, W)."""
+    """float32 (N, m, m), 0..1: cell (i, j) covers that part of the window."""
+    windows: Tensor
+    """float32 (N, 4), x1 y1 x2 y2: what the grid covers. The boxes themselves for R-CNNs; may leave the image."""
