@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +69,28 @@ class Scores:
             more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
             text += f"; classes absent from truth and prediction left out: {', '.join(absent[:10])}{more}"
         return text
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """The two numbers of a log line, the one that selects checkpoints first."""
+        return {"mIoU": self.miou, "pixAcc": self.pixacc}
+
+    def per_class(self) -> tuple[list[str], list[list]]:
+        """Columns and rows of a table with a line per class; None where there is no number."""
+        rows = zip(self.classes, self.iou, self.accuracy, self.support, strict=True)
+        return (
+            ["class", "IoU", "accuracy", "pixels"],
+            [[name, _or_none(iou), _or_none(accuracy), int(support)] for name, iou, accuracy, support in rows],
+        )
+
+    figure = "confusion"
+    """Name of the picture that `draw` makes."""
+
+    def draw(self, path: str | Path) -> None:
+        """Draw the confusion matrix as a PNG."""
+        from seglight import visualize
+
+        visualize.confusion_png(path, self.table, self.classes)
 
     def as_dict(self, prefix: str = "val", classes: Sequence[str] | None = None) -> dict[str, float]:
         """Return the scores under their logged names: `val/mIoU` ... and `val_class/<name>`, the IoU per class.
@@ -261,6 +284,10 @@ def _names(classes: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
     if len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names were given for {num_classes} classes; give one name each.")
     return tuple(classes)
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seglight import masks as mask_tools
 from seglight import visualize
 
 if TYPE_CHECKING:
@@ -107,12 +109,12 @@ def find(source: str) -> list[tuple[Path, Path]]:
     return found
 
 
-def outputs(found: list[tuple[Path, Path]], out: Path) -> list[Path]:
-    """One label file per picture; pictures that differ only in their suffix keep it in the name."""
+def outputs(found: list[tuple[Path, Path]], out: Path, suffix: str = ".png") -> list[Path]:
+    """One file per picture; pictures that differ only in their suffix keep it in the name."""
     stems = [name.with_suffix("") for _, name in found]
     twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
     return [
-        out / (name.with_name(f"{name.name}.png") if stem in twice else name.with_suffix(".png"))
+        out / (name.with_name(f"{name.name}{suffix}") if stem in twice else name.with_suffix(suffix))
         for (_, name), stem in zip(found, stems, strict=True)
     ]
 
@@ -139,7 +141,9 @@ def main(argv: list[str]) -> int:
     """`seglight predict --source`: 0 when every picture was segmented, 1 when some could not be read."""
     parser = argparse.ArgumentParser(
         prog="seglight predict",
-        description="Segment pictures: for each a palette PNG of its size and an overlay. "
+        description="Segment pictures. A semantic model writes for each a palette PNG of its size and an overlay; an "
+        "instance model a json of its objects in COCO's results format, an overlay and a mask PNG per object, and "
+        "objects.json, an annotation file of all pictures. "
         "Test-time options of the model: --model.test_flip true, --model.test_scales [0.75,1,1.25], ...",
     )
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint of seglight")
@@ -147,11 +151,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace results of the same name")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; by default the best one there is")
+    parser.add_argument(
+        "--min_score", type=float, default=0.5, help="of instance models: leave out objects below it (0.5)"
+    )
     args, rest = parser.parse_known_args(argv)
+    from seglight.checkpoints import load, read
+
     try:
         found = find(args.source)
-        paths = outputs(found, args.out)
-        occupied = [path for path in paths if path.exists() or overlay_path(path).exists()]
+        task = read(args.ckpt_path).get("seglight", {}).get("task", "semantic")
+        paths = outputs(found, args.out, ".json" if task == "instance" else ".png")
+        together = [args.out / "objects.json"] if task == "instance" else []
+        occupied = [path for path in (*paths, *together) if path.exists() or overlay_path(path).exists()]
         if occupied and not args.overwrite:
             raise FileExistsError(
                 f"{len(occupied)} of {len(paths)} results exist already, the first is {occupied[0]}. "
@@ -159,14 +170,13 @@ def main(argv: list[str]) -> int:
             )
         import torch
 
-        from seglight.checkpoints import load
-
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         model = load(args.ckpt_path, args.device or best, **_overrides(rest))
     except (OSError, ValueError, TypeError) as error:
         print(f"seglight: {error}", file=sys.stderr)
         return 2
-    return _predict_all(model, [path for path, _ in found], paths, args.out)
+    options = {"min_score": args.min_score} if task == "instance" else {}
+    return _predict_all(model, found, paths, args.out, options)
 
 
 def _overrides(rest: list[str]) -> dict[str, Any]:
@@ -186,21 +196,52 @@ def _overrides(rest: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def _predict_all(model: Any, sources: list[Path], paths: list[Path], out: Path) -> int:
+def _predict_all(
+    model: Any, found: list[tuple[Path, Path]], paths: list[Path], out: Path, options: dict[str, Any]
+) -> int:
     from tqdm import tqdm
 
-    failed = []
-    bar = tqdm(zip(sources, paths, read_ahead(sources), strict=True), total=len(sources), unit="picture", disable=None)
+    failed, objects = [], []
+    sources = [source for source, _ in found]
+    bar = tqdm(zip(found, paths, read_ahead(sources), strict=True), total=len(sources), unit="picture", disable=None)
     with ThreadPoolExecutor(2) as pool:
         saving = []
-        for source, path, (image, reason) in bar:
+        for (source, name), path, (image, reason) in bar:
             if image is None:
                 failed.append(f"{source}: {reason}" if str(source) not in reason else reason)
                 continue
-            saving.append(pool.submit(model.predict(image).save, path))
+            prediction = model.predict(image, **options)
+            saving.append(pool.submit(prediction.save, path))
+            if options:
+                objects.append((name, image.shape[:2], prediction.to_coco()))
         for task in saving:
             task.result()
+    if options:
+        document = annotations(objects, model.classes)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "objects.json").write_text(json.dumps(document) + "\n")
     print(f"{len(sources) - len(failed)} of {len(sources)} pictures segmented into {out}")
     for line in failed:
         print(f"skipped {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def annotations(objects: list[tuple[Path, tuple[int, int], list[dict]]], classes: list[str]) -> dict[str, list]:
+    """A COCO annotation file of predicted objects, which annotation tools open.
+
+    Args:
+        objects: for each picture its name, its size (H, W) and its entries of a results file.
+        classes: K names; their ids are 1..K.
+    """
+    document: dict[str, list] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(classes, start=1)],
+    }
+    for number, (name, (height, width), entries) in enumerate(objects, start=1):
+        document["images"].append({"id": number, "file_name": name.as_posix(), "height": height, "width": width})
+        for entry in entries:
+            area = int(mask_tools.areas([entry["segmentation"]])[0])
+            identity = {"id": len(document["annotations"]) + 1, "image_id": number, "area": area, "iscrowd": 0}
+            document["annotations"].append({**entry, **identity})
+    return document

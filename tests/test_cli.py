@@ -13,7 +13,7 @@ import yaml
 
 import seglight
 from seglight.cli import main
-from seglight.cli.experiment import UsageError, load_yaml, validation_interval
+from seglight.cli.experiment import UsageError, load_yaml, newest_checkpoint, validation_interval
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if "_base" not in p.parts)
@@ -185,6 +185,8 @@ def test_wrong_options_are_explained(here, capsys, words, expected):
         ("FCN9s", "Blocks", "Did you mean FCN8s"),
         ("Tiny", "VOCC", "Did you mean VOC"),
         ("SemanticModel", "Blocks", "base class"),
+        ("UNet", "ShapesInstances", "UNet is for semantic segmentation, but ShapesInstances gives instance labels"),
+        ("MaskRCNN", "Shapes", "Choose another model, or one of --data COCO"),
     ],
 )
 def test_wrong_classes_are_explained(here, capsys, model, data, expected):
@@ -200,6 +202,27 @@ def test_missing_parts_are_explained(here, capsys):
 def test_missing_dataset_names_the_path_and_the_command(here, capsys):
     message = refused(capsys, "fit", "--model", "Tiny", "--data", "VOC", "--data.root", "nowhere/voc", *FAST)
     assert "nowhere/voc" in message and "seglight data" in message
+
+
+def test_a_job_that_slurm_put_back_goes_on(here, monkeypatch, capsys):
+    """The same command, --overwrite included, whatever a requeued job finds."""
+    words = ["--model", "Tiny", "--data", "Blocks", *FAST, "--out", "run", "--overwrite"]
+    run = here / "run"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert fit("--out", "run") == 0  # it had not come to anything
+    first = (run / "checkpoints/last.ckpt").stat().st_mtime_ns
+    (run / "mine.txt").write_text("kept")
+    assert main(["fit", *words]) == 0
+    assert (run / "mine.txt").exists() and (run / "checkpoints/last.ckpt").stat().st_mtime_ns >= first
+    older, newer = run / "checkpoints/last.ckpt", run / "hpc_ckpt_1.ckpt"
+    newer.write_bytes(older.read_bytes())
+    os.utime(older, (1, 1))
+    assert newest_checkpoint(run) == newer
+    os.utime(newer, (0, 0))
+    assert newest_checkpoint(run) == older
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert main(["fit", *words]) == 0
+    assert not (run / "mine.txt").exists()
 
 
 def write(path, text):

@@ -231,7 +231,8 @@ class FakeDetector(nn.Module):
                     "boxes": torch.tensor([[0.0, 0.0, width, height]]),
                     "labels": torch.tensor([0]),
                     "scores": torch.tensor([0.9]),
-                    "masks": torch.ones(1, height, width, dtype=torch.bool),
+                    "masks": torch.ones(1, 1, 1),
+                    "windows": torch.tensor([[0.0, 0.0, width, height]]),
                 }
             )
         return {}, detections
@@ -253,8 +254,8 @@ def test_instance_contract():
     for mode in (True, False):
         model.train(mode)
         found = model(images)
-        assert [set(d) for d in found] == [{"boxes", "labels", "scores", "masks"}] * 2
-        assert found[1]["masks"].shape == (1, 7, 9)
+        assert [set(d) for d in found] == [{"boxes", "labels", "scores", "masks", "windows"}] * 2
+        assert found[1]["boxes"].tolist() == [[0, 0, 9, 7]]
         assert model.network.training is mode
     batch = {"image": images, "target": [target(2, 10, 12), target(0, 7, 9)], "image_id": ["a", "b"]}
     loader = torch.utils.data.DataLoader([batch], batch_size=None)

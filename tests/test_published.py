@@ -19,7 +19,8 @@ REVIEW = {  # section by section of the review: model, dataset, value
     ("DeepLab v3 R101", "VOC 2012", 86.9), ("DeepLab v3 R101", "Cityscapes", 81.3),
     ("DeepLab v3+ Xception-65", "VOC 2012", 89.0), ("DeepLab v3+ Xception-65", "Cityscapes", 82.1),
     ("EncNet R101s", "PASCAL-Context", 52.6), ("EncNet R101s", "PASCAL-Context", 81.2),
-    ("EncNet R101s", "VOC 2012", 85.9),
+    ("EncNet R101s", "VOC 2012", 85.9), ("FPN mask proposals R50", "COCO", 48.1), ("Mask R-CNN X101-FPN", "COCO", 37.1),
+    ("Mask R-CNN X101-FPN", "COCO", 41.8), ("PANet R50", "COCO", 42.0), ("PANet X101", "COCO", 46.7),
 }  # fmt: skip
 
 
@@ -55,6 +56,8 @@ def test_the_page_is_whole():
         ("DeepLab v2 R101", 44_048_532), ("DeepLab v3 R50", 39_048_533), ("DeepLab v3 R101", 58_040_661),
         ("DeepLab v3 R101 cascade", 95_301_717), ("DeepLab v3+ Xception-65", 41_055_413),
         ("DeepLab v3+ R101", 59_344_309), ("EncNet R101s", 62_907_345),
+        ("Mask R-CNN R50-FPN", 44_401_393), ("Mask R-CNN R101-FPN", 63_341_297), ("Mask R-CNN X101-FPN", 102_149_873),
+        ("PANet R50", 108_751_429), ("PANet X101", 166_499_909), ("FPN mask proposals R50", 29_643_210),
     ],
 )  # fmt: skip
 def test_parameters_of_the_defaults(variant, count):

@@ -13,10 +13,11 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from seglight import visualize
+from seglight import visualize, visualize_objects
 from seglight.callbacks.run_folder import run_dir
 from seglight.loggers import Masked, RunLogger, log_masks, log_pictures, log_table, read_metrics
 from seglight.loggers.harmless import never_stops
+from seglight.detection_metrics import InstanceScores
 from seglight.metrics import Scores
 from seglight.types import IGNORE_INDEX
 
@@ -27,8 +28,9 @@ class Pictures(Callback):
     """After each validation or test, draws the same few images, the confusion matrix and the curves.
 
     In the run folder: images/train_batch0.jpg (the first batch as the network gets it, labels below),
-    images/val_<n>_<id>.png (image, ground truth, prediction, error; the newest), plots/confusion.png,
-    plots/results.png and per_class.csv; of a test images/test_..., plots/confusion_test.png and per_class_test.csv.
+    images/val_<n>_<id>.png (image, ground truth, prediction, error; the newest), plots/confusion.png (of instance models
+    plots/precision_recall.png), plots/results.png and per_class.csv; of a test images/test_..., plots/confusion_test.png
+    and per_class_test.csv.
     Loggers get the same, W&B with masks that can be switched on and off.
 
     The images are evenly spaced over the set and known by their ids, so they are the same in every validation, every
@@ -39,15 +41,16 @@ class Pictures(Callback):
         count: images.
         every: validations from one drawing of the images to the next.
         longest: the longer side of an image sent to W&B, pixels.
+        min_score: objects of an instance model are drawn from this score on.
     """
 
     RESULTS_EVERY = 15.0
     """Seconds between two drawings of the curves, which take about half a second."""
 
-    def __init__(self, count: int = 8, every: int = 1, longest: int = 640):
+    def __init__(self, count: int = 8, every: int = 1, longest: int = 640, min_score: float = 0.5):
         if count < 0 or every < 1:
             raise ValueError(f"count is {count} and every is {every}; count must be at least 0 and every at least 1.")
-        self.count, self.every, self.longest = count, every, longest
+        self.count, self.every, self.longest, self.min_score = count, every, longest, min_score
         self._wanted: list[str] | None = None
         self._drawn: dict[str, tuple[np.ndarray, Masked]] = {}
         self._collecting = False
@@ -63,16 +66,23 @@ class Pictures(Callback):
 
     @never_stops
     def _write_batch(self, trainer: Trainer, model: LightningModule, batch: Any) -> None:
-        if not (isinstance(batch, dict) and isinstance(batch.get("mask"), Tensor)):
-            return  # not a semantic batch
-        palette = _palette(model)
-        cells = []
-        for image, mask in list(zip(batch["image"], batch["mask"], strict=True))[:16]:
-            pixels, labels = visualize.shrink(_pixels(image), 384), visualize.shrink(_labels(mask), 384, labels=True)
-            cells.append(np.concatenate([pixels, visualize.overlay(pixels, labels, palette, 0.6)]))
+        if not (isinstance(batch, dict) and ("mask" in batch or "target" in batch)):
+            return  # of a model that follows no contract of ours
+        cells = [self._cell(model, batch, i) for i in range(min(16, len(batch["image"])))]
         sheet = visualize.grid(cells)
         _save(run_dir(trainer) / "images" / "train_batch0.jpg", sheet)
         log_pictures(trainer.loggers, "media/train_batch0", [sheet], trainer.global_step)
+
+    def _cell(self, model: LightningModule, batch: Any, i: int) -> np.ndarray:
+        """A training image above the same with its labels."""
+        image = _pixels(batch["image"][i])
+        if "target" in batch:
+            target = batch["target"][i]
+            objects = visualize_objects.Objects.dense(target["labels"].cpu().numpy(), target["masks"].cpu().numpy())
+            below = visualize_objects.overlay(image, objects, model.classes)
+            return np.concatenate([visualize.shrink(image, 384), visualize.shrink(below, 384)])
+        pixels, labels = visualize.shrink(image, 384), visualize.shrink(_labels(batch["mask"][i]), 384, labels=True)
+        return np.concatenate([pixels, visualize.overlay(pixels, labels, _palette(model), 0.6)])
 
     # ---------------------------------------------------------------- evaluation
 
@@ -111,13 +121,19 @@ class Pictures(Callback):
 
     @never_stops
     def _collect(self, model: LightningModule, outputs: Any, batch: Any) -> None:
-        semantic = isinstance(outputs, dict) and "labels" in outputs and isinstance(batch, dict) and "mask" in batch
-        if not (self._collecting and semantic):
+        known = isinstance(outputs, dict) and isinstance(batch, dict)
+        semantic = known and "labels" in outputs and "mask" in batch
+        if not (self._collecting and (semantic or (known and "rles" in outputs and "target" in batch))):
             return
         for i, name in enumerate(batch["image_id"]):
-            known = name in self._wanted if self._wanted is not None else len(self._drawn) < self.count
-            if known and name not in self._drawn:
-                self._drawn[name] = self._draw(model, name, batch["image"][i], batch["mask"][i], outputs["labels"][i])
+            wanted = name in self._wanted if self._wanted is not None else len(self._drawn) < self.count
+            if wanted and name not in self._drawn:
+                if semantic:
+                    sample = batch["image"][i], batch["mask"][i], outputs["labels"][i]
+                    self._drawn[name] = self._draw(model, name, *sample)
+                else:
+                    found = {**outputs["detections"][i], "rles": outputs["rles"][i]}
+                    self._drawn[name] = self._draw_objects(model, name, batch["image"][i], batch["target"][i], found)
 
     def _draw(self, model: LightningModule, name: str, *sample: Tensor) -> tuple[np.ndarray, Masked]:
         image, mask, labels = _pixels(sample[0]), _labels(sample[1]), _labels(sample[2])
@@ -126,6 +142,29 @@ class Pictures(Callback):
         masks = {"ground truth": mask, "prediction": labels, "error": error}
         small = {key: visualize.shrink(value, self.longest, labels=True) for key, value in masks.items()}
         return picture, Masked(visualize.shrink(image, self.longest), small, name)
+
+    def _draw_objects(
+        self, model: LightningModule, name: str, image: Tensor, target: Any, found: Any
+    ) -> tuple[np.ndarray, Masked]:
+        """As `_draw`, for the objects that an instance model found."""
+        pixels = _pixels(image)
+        truth = visualize_objects.Objects(
+            target["labels"].cpu().numpy(), target["rles"], crowd=target["iscrowd"].cpu().numpy()
+        )
+        scored = visualize_objects.Objects(
+            found["labels"].cpu().numpy(), found["rles"], found["scores"].float().cpu().numpy()
+        )
+        best = scored.above(self.min_score)
+        picture = visualize_objects.panels(pixels, truth, best, model.classes, model.agnostic, title=name)
+        size, small = pixels.shape[:2], visualize.shrink(pixels, self.longest)
+        objects = {"ground truth": truth, "prediction": best}
+        masks = {
+            key: visualize.shrink(visualize_objects.label_map(value, size), self.longest, labels=True)
+            for key, value in objects.items()
+        }
+        scale = small.shape[1] / size[1]
+        boxes = {key: visualize_objects.box_data(value, model.classes, scale) for key, value in objects.items()}
+        return picture, Masked(small, masks, name, boxes)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything."""
@@ -167,34 +206,28 @@ class Pictures(Callback):
             _save(run_dir(trainer) / "images" / f"{stage}_{i:02}_{re.sub(r'[^-.0-9A-Za-z_]+', '_', name)}.png", picture)
         names, pictures, masked = zip(*drawn, strict=True)
         meaning = {**dict(enumerate(model.classes)), IGNORE_INDEX: "void"}
-        labels = {"ground truth": meaning, "prediction": meaning, "error": ERROR_LABELS}
+        labels = {name: ERROR_LABELS if name == "error" else meaning for name in masked[0].masks}
         step = trainer.global_step
         log_masks(trainer.loggers, f"media/{stage}", masked, labels, step)
         log_pictures(trainer.loggers, f"media/{stage}_colours", pictures, step, names)
 
     @never_stops
     def _write_scores(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
-        scores: Scores | None = getattr(model, "scores", None)
+        scores: Scores | InstanceScores | None = getattr(model, "scores", None)
         if scores is None:
             return
         folder, suffix = run_dir(trainer), "" if stage == "val" else f"_{stage}"
-        plot = folder / "plots" / f"confusion{suffix}.png"
+        plot = folder / "plots" / f"{scores.figure}{suffix}.png"
         plot.parent.mkdir(parents=True, exist_ok=True)
-        visualize.confusion_png(plot, scores.table, scores.classes)
-        columns = ["class", "IoU", "accuracy", "pixels"]
-        rows = [
-            [name, _or_none(iou), _or_none(accuracy), int(support)]
-            for name, iou, accuracy, support in zip(
-                scores.classes, scores.iou, scores.accuracy, scores.support, strict=True
-            )
-        ]
+        scores.draw(plot)
+        columns, rows = scores.per_class()
         with open(folder / f"per_class{suffix}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([columns, *rows])
         step = trainer.global_step
         log_table(trainer.loggers, f"{stage}_class/table", columns, rows, step)
         from PIL import Image
 
-        log_pictures(trainer.loggers, f"{stage}/confusion", [np.asarray(Image.open(plot).convert("RGB"))], step)
+        log_pictures(trainer.loggers, f"{stage}/{scores.figure}", [np.asarray(Image.open(plot).convert("RGB"))], step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The curves once more, complete."""
@@ -231,10 +264,6 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 def _labels(mask: Tensor) -> np.ndarray:
     return mask.detach().to("cpu", torch.uint8).numpy()
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _save(path: Path, picture: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from seglight.checkpoints import AtomicCheckpointIO
 from seglight.loggers import RunLogger
+from seglight.detection_metrics import InstanceScores
 from seglight.metrics import Scores
 
 log = logging.getLogger("seglight")
@@ -39,14 +40,21 @@ def run_dir(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def trainer_parts(out: str | Path, config: str | None = None, monitor: str = "val/mIoU", loggers: Any = ()) -> dict:
+def trainer_parts(
+    out: str | Path,
+    config: str | None = None,
+    monitor: str = "val/mIoU",
+    loggers: Any = (),
+    show: tuple[str, ...] = ("val/pixAcc",),
+) -> dict:
     """What the command line adds to a `Trainer`, for scripts and notebooks: `Trainer(..., **trainer_parts("runs/x"))`.
 
     Args:
         out: the run folder.
         config: the resolved experiment as YAML, stored in the folder and in every checkpoint.
-        monitor: the metric whose highest value marks `best.ckpt`.
+        monitor: the metric whose highest value marks `best.ckpt`; `model.monitor` names that of a model.
         loggers: Lightning loggers beside the local one.
+        show: further metrics of the line after a validation; `model.show`.
 
     Returns:
         `callbacks`, `logger`, `plugins` and `default_root_dir` for the Trainer.
@@ -64,7 +72,7 @@ def trainer_parts(out: str | Path, config: str | None = None, monitor: str = "va
             Guard(),
             Pictures(),
             Predictions(),
-            Progress(),
+            Progress(monitor=monitor, show=show),
             ModelCheckpoint(filename="best", monitor=monitor, mode="max", **keep),
             ModelCheckpoint(filename="last", **keep),
         ],
@@ -158,7 +166,8 @@ class RunFolder(Callback):
         scores = getattr(pl_module, "scores", None)
         if scores is None or trainer.sanity_checking:
             return
-        log.info("step %d: mIoU %.4f, pixAcc %.4f", trainer.global_step, scores.miou, scores.pixacc)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in scores.headline.items())
+        log.info("step %d: %s", trainer.global_step, text)
         if trainer.state.fn == "validate":
             self._report(pl_module, "val")
 
@@ -206,7 +215,7 @@ class RunFolder(Callback):
         self._close_log()
 
 
-def print_scores(scores: Scores, title: str | None = None) -> None:
+def print_scores(scores: Scores | InstanceScores, title: str | None = None) -> None:
     """The per-class table and, below the number, what it means."""
     from rich.console import Console
 

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "metric": "the confusion matrix, against torchmetrics",
     "labels": "logits to labels, against interpolate + argmax",
     "crf": "the fully connected CRF, against pydensecrf2",
+    "masks": "mask grids to run lengths and to AP, against torchvision's paste and torchmetrics",
     "networks": "our networks, against those of torchvision and smp on the same trunk",
     "step": "what Trainer, loggers and callbacks add to a step, against a bare loop",
 }

@@ -8,7 +8,7 @@ import re
 
 from pytorch_lightning import Trainer
 
-from seglight.data.base import SemanticDataModule
+from seglight.data.base import DataModule
 from seglight.models.base import BaseModel
 
 LINKED = ("num_classes", "classes", "palette")
@@ -64,7 +64,7 @@ def nearest(word: str, choices: set[str] | list[str]) -> str:
 
 def explain(message: str) -> str:
     """One paragraph for a message of jsonargparse."""
-    models, datas = subclasses(BaseModel), subclasses(SemanticDataModule)
+    models, datas = subclasses(BaseModel), subclasses(DataModule)
     unknown = re.search(r"(?:[Oo]ption|accept option) '([\w.+]+)'|unrecognized arguments: --([\w.+]+)", message)
     if unknown:
         key = unknown[1] or unknown[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
@@ -20,8 +21,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from seglight import data, models
 from seglight.callbacks.run_folder import trainer_parts
 from seglight.checkpoints import STARTS
-from seglight.cli.errors import LINKED, explain, linked
-from seglight.data.base import SemanticDataModule
+from seglight.cli.errors import LINKED, explain, linked, subclasses
+from seglight.data.base import DataModule
 from seglight.models.base import BaseModel
 
 for package in (models, data):  # jsonargparse knows a short name such as FCN8s once its class is imported
@@ -155,13 +156,14 @@ class ExperimentCLI(LightningCLI):
         """Everything that can be refused before anything heavy is built is refused here."""
         config = self.config[self.subcommand]
         self._refuse_linked(config)
+        _refuse_other_task(config)
         trainer = config.trainer
         interval = validation_interval(config.val_every, trainer.max_steps, trainer.accumulate_grad_batches)
         if trainer.val_check_interval is not None:
             raise UsageError("trainer.val_check_interval counts batches; give val_every, in optimiser steps, instead.")
         self.yaml = self._parser(self.subcommand).dump(config, skip_link_targets=True)
         trainer.val_check_interval = interval
-        self._choose_precision(trainer)
+        self._choose_for_device(trainer)
         if "verbose" in config:
             config.verbose = False  # the run folder prints the table, with its definition
         self.run_dir = self._run_dir(config)
@@ -173,14 +175,15 @@ class ExperimentCLI(LightningCLI):
                 arguments["id"] = _dashboard_id(config.ckpt_path)
 
     def _refuse_linked(self, config: Any) -> None:
-        for section, base in (("model", BaseModel), ("data", SemanticDataModule)):
-            if config[section].class_path.rpartition(".")[2] == base.__name__:
+        bare = {"model": {BaseModel.__name__}, "data": {"DataModule", "SemanticDataModule", "InstanceDataModule"}}
+        for section, bases in bare.items():
+            if config[section].class_path.rpartition(".")[2] in bases:
                 raise UsageError(f"{section} does not say which class. Give one, for instance --{section} NAME.")
         for name in LINKED:
             if config.model.init_args.get(name) is not None:
                 raise UsageError(linked(name))
 
-    def _choose_precision(self, trainer: Any) -> None:
+    def _choose_for_device(self, trainer: Any) -> None:
         import torch
 
         on_gpu = torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
@@ -192,6 +195,10 @@ class ExperimentCLI(LightningCLI):
                 f"slower than with 32-true.",
                 stacklevel=2,
             )
+        if trainer.sync_batchnorm and not on_gpu:
+            trainer.sync_batchnorm = False  # torch has it for GPUs only, and refuses several ranks on a CPU
+            if trainer.devices not in ("auto", 1, "1"):
+                warnings.warn("trainer.sync_batchnorm needs GPUs; each rank uses statistics of its own.", stacklevel=2)
 
     def _run_dir(self, config: Any) -> Path:
         """The run folder, free to write to: named, checked, and emptied only when asked."""
@@ -199,6 +206,12 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand != "fit":
             return _free(Path(config.get("out") or _run_of(config) / self.subcommand))
         path = Path(config.out or Path("runs") / experiment_name(config))
+        if requeued() and (path / "config.yaml").is_file():
+            newest = newest_checkpoint(path)
+            config.resume, config.overwrite = newest is not None, newest is None
+            config.ckpt_path = str(newest) if newest else config.ckpt_path
+            if newest:
+                return path
         if config.resume and config.overwrite:
             raise UsageError("--resume continues a run and --overwrite deletes it; give one of them.")
         last = path / "checkpoints" / "last.ckpt"
@@ -222,11 +235,41 @@ class ExperimentCLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         loggers = config.get("logger") or []
         loggers = loggers if isinstance(loggers, list) else [loggers]
-        parts = trainer_parts(self.run_dir, self.yaml, loggers=loggers)
+        chosen = {"monitor": self.model.monitor, "show": self.model.show}
+        parts = trainer_parts(self.run_dir, self.yaml, loggers=loggers, **chosen)
         parts["callbacks"] = [*(config.get("callbacks") or []), *parts["callbacks"]]
         plugins = config.get("plugins") or []
         parts["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), *parts["plugins"]]
         return super().instantiate_trainer(**parts, **kwargs)
+
+
+def _refuse_other_task(config: Any) -> None:
+    """A semantic model cannot learn from boxes and masks, nor the other way round: say so before building anything."""
+    model, dataset = (_class(config[section].class_path) for section in ("model", "data"))
+    if model.task != dataset.task:
+        fitting = sorted(
+            name for name, cls in subclasses(DataModule).items() if getattr(cls, "task", None) == model.task
+        )
+        raise UsageError(
+            f"{model.__name__} is for {model.task} segmentation, but {dataset.__name__} gives {dataset.task} labels. "
+            f"Choose another model, or one of --data {', '.join(fitting)}."
+        )
+
+
+def requeued() -> bool:
+    """Whether SLURM has put this job back into the queue: the same command then means to go on, not to start anew."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+
+
+def newest_checkpoint(path: Path) -> Path | None:
+    """Of a run folder: `last.ckpt`, or what Lightning saved on SLURM's signal that the job must make room."""
+    found = [*path.glob("hpc_ckpt_*.ckpt"), *path.glob("checkpoints/last.ckpt")]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def experiment_name(config: Any) -> str:
@@ -238,7 +281,9 @@ def experiment_name(config: Any) -> str:
 
 
 def _run_of(config: Any) -> Path:
-    """The run folder that a checkpoint lies in."""
+    """The run folder that a checkpoint lies in; that of the experiment for an ensemble, which has none of its own."""
+    if config.ckpt_path is None:
+        return Path("runs") / experiment_name(config)
     checkpoint = Path(config.ckpt_path)
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
@@ -271,6 +316,16 @@ def option(argv: list[str], *names: str) -> str | None:
     return None
 
 
+def _is_ensemble(argv: list[str]) -> bool:
+    """Whether the model is made of other runs' checkpoints, so that it is complete without one of its own."""
+    name, config = option(argv, "--model"), option(argv, "-c", "--config")
+    if name is None and config is not None and Path(config).is_file():
+        tree = yaml.safe_load(Path(config).read_text())
+        name = tree.get("model") if isinstance(tree, dict) else None
+        name = name.get("class_path") if isinstance(name, dict) else name
+    return str(name).rpartition(".")[2] == "MaskEnsemble"
+
+
 def complete(argv: list[str]) -> list[str]:
     """For evaluation, find the checkpoint of an experiment, or the experiment of a checkpoint.
 
@@ -281,6 +336,8 @@ def complete(argv: list[str]) -> list[str]:
         return argv
     config, checkpoint = option(argv, "-c", "--config"), option(argv, "--ckpt_path")
     if checkpoint is None:
+        if _is_ensemble(argv):
+            return argv
         if config is None:
             raise UsageError(f"{argv[0]} needs a trained model: give --ckpt_path RUN/checkpoints/best.ckpt.")
         run = Path(option(argv, "--out") or f"runs/{Path(config).resolve().parent.name}/{Path(config).stem}")
@@ -331,12 +388,13 @@ def _silence_known() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
-def _show_models_messages() -> None:
-    """What a model says while it is built, such as which weights it took from a file, belongs on the terminal."""
-    messages = logging.getLogger("seglight.models")
-    if rank_zero_only.rank == 0 and not messages.handlers:
-        messages.addHandler(logging.StreamHandler(sys.stdout))
-        messages.setLevel(logging.INFO)
+def _show_messages() -> None:
+    """What models and data say while they are built belongs on the terminal: weights taken, samples left out."""
+    for name in ("seglight.models", "seglight.data"):
+        messages = logging.getLogger(name)
+        if rank_zero_only.rank == 0 and not messages.handlers:
+            messages.addHandler(logging.StreamHandler(sys.stdout))
+            messages.setLevel(logging.INFO)
 
 
 def main(argv: list[str]) -> int:
@@ -351,10 +409,10 @@ def main(argv: list[str]) -> int:
         temporary = [completed[2]] if completed[1:2] == ["--config"] and argv[1:2] != ["--config"] else []
         with warnings.catch_warnings():
             _silence_known()
-            _show_models_messages()
+            _show_messages()
             ExperimentCLI(
                 BaseModel,
-                SemanticDataModule,
+                DataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=None,

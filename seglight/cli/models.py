@@ -47,10 +47,11 @@ def published() -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parents[1] / "published.yaml").read_text())
 
 
-def cost(model: str, num_classes: int, crop: int, init_args: dict[str, Any] | None = None) -> tuple[int, float]:
+def cost(model: str, num_classes: int, crop: int, init_args: dict[str, Any] | None = None) -> tuple[int, float | None]:
     """Parameters, and 1e9 floating point operations of a forward pass in training, computed without weights or pixels.
 
     A multiplication and its addition count as two operations; only those of convolutions and matrix products count.
+    None for detectors, whose operations depend on what they find.
 
     Args:
         model: class name in `seglight.models`.
@@ -65,10 +66,13 @@ def cost(model: str, num_classes: int, crop: int, init_args: dict[str, Any] | No
 
     with torch.device("meta"):
         built = getattr(models, model)(num_classes=num_classes, **(init_args or {}))
+        parameters = sum(p.numel() for p in built.network.parameters())
+        if built.task == "instance":
+            return parameters, None
         image = built.normalize(torch.zeros(2, 3, crop, crop))  # two: batch norm after a global pooling needs them
         with FlopCounterMode(display=False) as counter:
             built.network.train()(image)
-    return sum(p.numel() for p in built.network.parameters()), counter.get_total_flops() / 2 / 1e9
+    return parameters, counter.get_total_flops() / 2 / 1e9
 
 
 def passed(junit: str) -> Counter[str]:
@@ -92,7 +96,7 @@ def rows(families: dict[str, Any], names: list[str], checks: Counter[str] | None
                 f"{_value(run)} {run['dataset']} {run['split']}" for run in entry.get("measured", {}).get(variant, [])
             )
             yield (
-                variant, f"{parameters:,}", f"{gflops:,.1f}", f"{how['crop']}²", count, numbers or "none",
+                variant, f"{parameters:,}", "–" if gflops is None else f"{gflops:,.1f}", f"{how['crop']}²", count, numbers or "none",
                 runs or "not run yet",
             )  # fmt: skip
 

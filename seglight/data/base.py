@@ -1,8 +1,10 @@
-"""What every dataset has in common: a `SemanticDataset` reads samples, a `SemanticDataModule` makes loaders of them."""
+"""What every dataset has in common: a `SemanticDataset` reads samples, a `DataModule` makes loaders of them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -43,28 +45,17 @@ class SemanticDataset(Dataset):
         return {"samples": len(self)}
 
 
-class _TrainView(Dataset):
+class _View(Dataset):
     """Lets a DataLoader worker build a whole batch at once, each sample written straight into its slot."""
 
-    def __init__(self, dataset: SemanticDataset, transform: TrainTransform, seed: int):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+    def __init__(self, length: int, build: Callable[[list[Any]], Any]):
+        self.length, self.build = length, build
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.length
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        return train_batch(self.dataset, keys, self.transform, self.seed)
-
-
-class _EvalView(Dataset):
-    def __init__(self, dataset: SemanticDataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        return eval_batch(self.dataset, indices)
+    def __getitems__(self, keys: list[Any]) -> Any:
+        return self.build(keys)
 
 
 def _whole(batch: dict[str, Any]) -> dict[str, Any]:
@@ -79,28 +70,21 @@ def _single_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-class SemanticDataModule(LightningDataModule):
-    """One dataset for semantic segmentation: its classes, its splits, its loaders.
+class DataModule(LightningDataModule):
+    """One dataset: its classes, its splits, its loaders.
 
-    Subclasses set `classes` and `palette` and write `dataset(split)`.
+    Subclasses set `classes` and `palette` and write `dataset(split)`, `train_builder` and `eval_builder`.
 
     Args:
-        batch_size: training crops per device.
+        batch_size: training samples per device.
         val_batch_size: images per device in validation and test. Scores do not depend on it.
         workers: loader processes per device; 0 loads in the main process. Batches do not depend on it.
         seed: of shuffling and augmentation; by default that of `seed_everything`.
-        crop: height and width of a training crop in pixels; one number for a square; null trains on whole images.
-        scale: range of the random resize before the crop.
-        flip: probability of mirroring left to right.
-        rotate: largest random rotation, degrees either way.
-        elastic: standard deviation of the elastic deformation, pixels (U-Net paper: 10).
-        jitter: strength of random brightness, contrast and saturation, 0 for none.
-        crop_around: "objects" or "proposals": crops show a box of the image rather than a random part of it, for the
-            two stages of DeconvNet; see `seglight.data.boxes.BoxTransform`.
-        proposals: a file of `seglight.data.boxes.save_proposals`, for crops around proposals.
         check: look at every file before training starts, so that a fault costs seconds rather than a night.
     """
 
+    task: str
+    """"semantic" or "instance": what its batches hold."""
     classes: tuple[str, ...]
     """K class names, in label order."""
     palette: tuple[tuple[int, int, int], ...]
@@ -112,14 +96,6 @@ class SemanticDataModule(LightningDataModule):
         val_batch_size: int = 1,
         workers: int = 2,
         seed: int | None = None,
-        crop: int | tuple[int, int] | None = 512,
-        scale: tuple[float, float] = (0.5, 2.0),
-        flip: float = 0.5,
-        rotate: float = 0.0,
-        elastic: float = 0.0,
-        jitter: float = 0.0,
-        crop_around: Literal["objects", "proposals"] | None = None,
-        proposals: str | None = None,
         check: bool = True,
     ):
         super().__init__()
@@ -131,40 +107,35 @@ class SemanticDataModule(LightningDataModule):
         ):
             if value < low:
                 raise ValueError(f"data.{name} is {value}; it must be at least {low}.")
-        if crop is None and batch_size > 1:
-            raise ValueError(
-                f"data.crop is null, so images keep their own sizes and cannot be stacked, but data.batch_size is "
-                f"{batch_size}. Set it to 1 (trainer.accumulate_grad_batches makes up for it) or give a crop."
-            )
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
         self.seed = (
             int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         )  # Lightning puts its seed there
-        augment = {
-            "crop": crop, "scale": scale, "flip": flip, "rotate": rotate, "elastic": elastic, "jitter": jitter
-        }  # fmt: skip
-        self.transform = TrainTransform(**augment)
-        if crop_around or proposals:
-            from seglight.data.boxes import BoxTransform, load_proposals  # which needs the dataset class above
-
-            self.transform = BoxTransform(crop_around, load_proposals(proposals) if proposals else None, **augment)
         self.check = check
-        self._datasets: dict[str, SemanticDataset] = {}
+        self._datasets: dict[str, Any] = {}
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
 
-    def dataset(self, split: Split) -> SemanticDataset:
+    def dataset(self, split: Split) -> Any:
         """The samples of a split, without augmentation."""
         raise TypeError(f"{type(self).__name__} must define dataset(split).")
 
-    def split(self, split: Split) -> SemanticDataset:
+    def split(self, split: Split) -> Any:
         """`dataset(split)`, built once."""
         if split not in self._datasets:
             self._datasets[split] = self.dataset(split)
         return self._datasets[split]
+
+    def train_builder(self) -> Callable[[list[tuple[int, int]]], Any]:
+        """What makes a training batch of pairs of pass number and index; it travels to the workers."""
+        raise TypeError(f"{type(self).__name__} must define train_builder().")
+
+    def eval_builder(self, split: Split) -> Callable[[list[int]], Any]:
+        """What makes a batch of samples of a split as they are; it travels to the workers."""
+        raise TypeError(f"{type(self).__name__} must define eval_builder(split).")
 
     def prepare_data(self) -> None:
         """Check the files of the splits that the command will use. Lightning calls this on one process per node."""
@@ -182,7 +153,7 @@ class SemanticDataModule(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        """Batches as `seglight.types.SemanticBatch`, endless passes over the shuffled data."""
+        """Training batches: endless passes over the shuffled data."""
         trainer, data = self.trainer, self.split("train")
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         batches, skip = max(1, len(data) // (self.batch_size * world)), 0
@@ -199,17 +170,18 @@ class SemanticDataModule(LightningDataModule):
         return self._train_loader(sampler)
 
     def _train_loader(self, sampler: TrainSampler) -> DataLoader:
-        view = _TrainView(self.split("train"), self.transform.of(self.classes), self.seed)
+        view = _View(len(self.split("train")), self.train_builder())
         return DataLoader(view, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
 
     def _eval_dataloader(self, split: Split) -> DataLoader:
         data = self.split(split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EvalSampler(len(data), rank, world)
-        return DataLoader(_EvalView(data), batch_size=self.val_batch_size, sampler=sampler, **self._loader_options())
+        view = _View(len(data), self.eval_builder(split))
+        return DataLoader(view, batch_size=self.val_batch_size, sampler=sampler, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader:
-        """Batches as `seglight.types.SemanticEvalBatch`, each image once over all ranks."""
+        """Samples at their original size, each image once over all ranks."""
         return self._eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
@@ -229,3 +201,61 @@ class SemanticDataModule(LightningDataModule):
             "persistent_workers": self.workers > 0,
             "worker_init_fn": _single_thread,
         }
+
+
+class SemanticDataModule(DataModule):
+    """One dataset for semantic segmentation.
+
+    Batches are `seglight.types.SemanticBatch` in training and `SemanticEvalBatch` elsewhere. Subclasses set `classes`
+    and `palette` and write `dataset(split)`, which returns a `SemanticDataset`.
+
+    Args:
+        crop: height and width of a training crop in pixels; one number for a square; null trains on whole images.
+        scale: range of the random resize before the crop.
+        flip: probability of mirroring left to right.
+        rotate: largest random rotation, degrees either way.
+        elastic: standard deviation of the elastic deformation, pixels (U-Net paper: 10).
+        jitter: strength of random brightness, contrast and saturation, 0 for none.
+        crop_around: "objects" or "proposals": crops show a box of the image rather than a random part of it, for the
+            two stages of DeconvNet; see `seglight.data.boxes.BoxTransform`.
+        proposals: a file of `seglight.data.boxes.save_proposals`, for crops around proposals.
+    """
+
+    task = "semantic"
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        crop: int | tuple[int, int] | None = 512,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip: float = 0.5,
+        rotate: float = 0.0,
+        elastic: float = 0.0,
+        jitter: float = 0.0,
+        crop_around: Literal["objects", "proposals"] | None = None,
+        proposals: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(batch_size=batch_size, **kwargs)
+        if crop is None and batch_size > 1:
+            raise ValueError(
+                f"data.crop is null, so images keep their own sizes and cannot be stacked, but data.batch_size is "
+                f"{batch_size}. Set it to 1 (trainer.accumulate_grad_batches makes up for it) or give a crop."
+            )
+        augment = {
+            "crop": crop, "scale": scale, "flip": flip, "rotate": rotate, "elastic": elastic, "jitter": jitter
+        }  # fmt: skip
+        self.transform = TrainTransform(**augment)
+        if crop_around or proposals:
+            from seglight.data.boxes import BoxTransform, load_proposals  # which needs the dataset class above
+
+            self.transform = BoxTransform(crop_around, load_proposals(proposals) if proposals else None, **augment)
+
+    def train_builder(self) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
+        """Makes a `seglight.types.SemanticBatch`."""
+        transform = self.transform.of(self.classes)
+        return partial(train_batch, self.split("train"), transform=transform, seed=self.seed)
+
+    def eval_builder(self, split: Split) -> Callable[[list[int]], dict[str, Any]]:
+        """Makes a `seglight.types.SemanticEvalBatch`."""
+        return partial(eval_batch, self.split(split))

@@ -20,7 +20,7 @@ from seglight.types import IGNORE_INDEX
 if TYPE_CHECKING:
     from seglight.data.files import FileDataset
 
-__all__ = ["DataError", "check", "fingerprint", "listing"]
+__all__ = ["DataError", "Fault", "check", "fingerprint", "listing", "paragraphs"]
 
 
 SIZE_RULE = (
@@ -29,7 +29,9 @@ SIZE_RULE = (
 )
 
 
-class _Fault(NamedTuple):
+class Fault(NamedTuple):
+    """One finding."""
+
     rank: int
     """0 is worst."""
     rule: str
@@ -38,7 +40,7 @@ class _Fault(NamedTuple):
 
 
 class _Look(NamedTuple):
-    faults: list[_Fault]
+    faults: list[Fault]
     values: np.ndarray | None
     """int64 (256,): how often each value occurs in the mask; None if it cannot be read."""
 
@@ -84,30 +86,28 @@ def _look(dataset: FileDataset, index: int) -> _Look:
         try:
             header = look(path)
         except FileNotFoundError:
-            faults.append(
-                _Fault(0, "missing. Copy the dataset again, or take the samples out of the split.", str(path))
-            )
+            faults.append(Fault(0, "missing. Copy the dataset again, or take the samples out of the split.", str(path)))
         except OSError as error:
-            faults.append(_Fault(0, f"cannot be read ({error.strerror}).", str(path)))
+            faults.append(Fault(0, f"cannot be read ({error.strerror}).", str(path)))
         except DataError as error:
-            faults.append(_Fault(1, _rule(error, path), str(path)))
+            faults.append(Fault(1, _rule(error, path), str(path)))
         else:
             sizes.append((header.width, header.height))
             if fault := judge(header):
-                faults.append(_Fault(2, fault, str(path)))
+                faults.append(Fault(2, fault, str(path)))
     if len(sizes) == 2 and sizes[0] != sizes[1]:
         (width, height), (mask_width, mask_height) = sizes
         where = f"{paths[1]} ({mask_width}x{mask_height}, image {width}x{height})"
-        faults.append(_Fault(3, SIZE_RULE, where))
+        faults.append(Fault(3, SIZE_RULE, where))
     if not faults:
         try:
             values = cv2.calcHist([dataset.values(index)], [0], None, [256], [0, 256]).ravel().astype(np.int64)
         except DataError as error:
-            faults.append(_Fault(4, _rule(error, paths[1]), str(paths[1])))
+            faults.append(Fault(4, _rule(error, paths[1]), str(paths[1])))
     return _Look(faults, values)
 
 
-def _label_faults(dataset: FileDataset, num_classes: int, seen: list[np.ndarray | None]) -> list[_Fault]:
+def _label_faults(dataset: FileDataset, num_classes: int, seen: list[np.ndarray | None]) -> list[Fault]:
     """Labels without a class, judged over all masks, because one mask seldom shows what the others mean."""
     total = sum((values for values in seen if values is not None), np.zeros(256, np.int64))
     labels = np.arange(256) if dataset.lut is None else dataset.lut
@@ -121,14 +121,14 @@ def _label_faults(dataset: FileDataset, num_classes: int, seen: list[np.ndarray 
         )
         masks = [(path, values) for path, values in zip(dataset.mask_paths, seen, strict=True) if values is not None]
         held = [(path, [value for value in bad if values[value]]) for path, values in masks]
-        return [_Fault(5, rule, f"{path} ({listing(values, 3)})") for path, values in held if values]
+        return [Fault(5, rule, f"{path} ({listing(values, 3)})") for path, values in held if values]
     share = total[IGNORE_INDEX] / max(1, total.sum())
     if dataset.lut is None and num_classes > 1 and share >= 0.1 and set(present) <= {0, IGNORE_INDEX}:
         rule = (
             f"the masks hold 0 and 255 only, and 255 ({100 * share:.0f} % of the pixels) means ignore, so there is "
             "only class 0 to learn. If 255 is a class, give Folder data.values: {0: background, 255: object}."
         )
-        return [_Fault(5, rule, str(path)) for path in dataset.mask_paths]
+        return [Fault(5, rule, str(path)) for path in dataset.mask_paths]
     return []
 
 
@@ -146,14 +146,19 @@ def _rule(error: DataError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _report(dataset: FileDataset, faults: list[_Fault]) -> str:
-    """One paragraph per rule, worst first."""
+def paragraphs(faults: Sequence[Fault], kind: str = "file", root: str = "") -> list[str]:
+    """One paragraph per rule, worst first: how many of this kind, what is wrong, and where, seen from `root`."""
     groups: dict[tuple[int, str], list[str]] = defaultdict(list)
     for fault in faults:
         groups[fault.rank, fault.rule].append(fault.where)
-    root = os.path.commonpath([path.parent for path in (*dataset.image_paths, *dataset.mask_paths)])
-    lines = [f"{dataset.name}: the check of {len(dataset)} samples found {len(faults)} faults. Files are below {root}."]
+    lines = []
     for (_, rule), where in sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1]))):
         names = [name.removeprefix(root + os.sep) for name in where]
-        lines.append(f"- {len(where)} {'file' if len(where) == 1 else 'files'}: {rule}\n  {listing(names)}")
-    return "\n".join(lines)
+        lines.append(f"- {len(where)} {kind if len(where) == 1 else kind + 's'}: {rule}\n  {listing(names)}")
+    return lines
+
+
+def _report(dataset: FileDataset, faults: list[Fault]) -> str:
+    root = os.path.commonpath([path.parent for path in (*dataset.image_paths, *dataset.mask_paths)])
+    head = f"{dataset.name}: the check of {len(dataset)} samples found {len(faults)} faults. Files are below {root}."
+    return "\n".join([head, *paragraphs(faults, "file", root)])

@@ -9,8 +9,10 @@ import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.check import listing
-from seglight.data.decode import DataError
+from seglight.data.decode import DataError, Header, _pillow, probe
 from seglight.data.files import FileDataset, locate
+from seglight.data.instance_maps import MapDataset, objects_of
+from seglight.data.instances import InstanceDataModule, Objects
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
@@ -28,6 +30,8 @@ CLASSES = {
     "train": (31, (0, 80, 100)), "motorcycle": (32, (0, 0, 230)), "bicycle": (33, (119, 11, 32)),
 }  # fmt: skip
 """labelId in the files and colour of each of the 19 classes, in the order of their train ids."""
+THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+"""The 8 classes whose objects are told apart."""
 LAST_ID = 33
 _ILLEGAL = 254
 _LABEL_ADVICE = f"labelIds are 0..{LAST_ID}: unpack gtFine again, and look for files that another program wrote."
@@ -66,18 +70,23 @@ class Cityscapes(SemanticDataModule):
 
     def dataset(self, split: Split) -> FileDataset:
         """The images of a split that have labels."""
-        found = [(name, *files) for part in self.parts[split] for name, files in self._pairs(*part).items()]
+        return self.files(split, "labelIds")
+
+    def files(self, split: Split, kind: Literal["labelIds", "instanceIds"]) -> FileDataset:
+        """The images of a split with their masks of one kind."""
+        found = [(name, *files) for part in self.parts[split] for name, files in self._pairs(*part, kind).items()]
         names, images, masks = zip(*found, strict=True)
         lut = np.full(256, _ILLEGAL)
         lut[: LAST_ID + 1] = lut[255] = IGNORE_INDEX  # 255: how a licence plate, labelId -1, looks in a byte
         for label, (label_id, _) in enumerate(CLASSES.values()):
             lut[label_id] = label
         name = " and ".join("/".join(part) for part in self.parts[split])
-        return FileDataset(f"Cityscapes {name}", list(names), list(images), list(masks), lut, advice=_LABEL_ADVICE)
+        kind_of = FileDataset if kind == "labelIds" else InstanceIds
+        return kind_of(f"Cityscapes {name}", list(names), list(images), list(masks), lut, advice=_LABEL_ADVICE)
 
-    def _pairs(self, labels: str, split: str) -> dict[str, tuple[Path, Path]]:
+    def _pairs(self, labels: str, split: str, kind: str) -> dict[str, tuple[Path, Path]]:
         """Image and mask by name ("aachen_000000_000019"), in the order of the names."""
-        suffix = f"_{labels}_labelIds.png"
+        suffix = f"_{labels}_{kind}.png"
         folders = self.root / "leftImg8bit" / split, self.root / labels / split
         for folder in folders:
             if not folder.is_dir():
@@ -92,3 +101,73 @@ class Cityscapes(SemanticDataModule):
         if not images:
             raise DataError(f"Cityscapes: {folders[0]} holds no CITY/*_leftImg8bit.png. Unpack the archives again.")
         return {name: (images[name], masks[name]) for name in sorted(images)}
+
+
+class InstanceIds(FileDataset):
+    """Masks of 16 bits that hold 1000 * labelId + number for an object and the bare labelId for anything else."""
+
+    def numbers(self, index: int) -> np.ndarray:
+        """What the mask file holds, uint16 (H, W)."""
+        path = self.mask_paths[index]
+        values = np.array(_pillow(path.read_bytes(), path))
+        if values.ndim != 2 or values.min() < 0 or values.max() >= 1 << 16:
+            raise DataError(f"{path}: not one channel of 16 bits, as instanceIds have. Unpack gtFine again.")
+        return values.astype(np.uint16)
+
+    def values(self, index: int) -> np.ndarray:
+        """The labelIds, uint8 (H, W); 255 for a licence plate."""
+        numbers = self.numbers(index)
+        labels = np.where(numbers < 1000, numbers, numbers // 1000)
+        return np.where(numbers == 0xFFFF, 255, np.minimum(labels, 254)).astype(np.uint8)
+
+    def probe_mask(self, path: Path) -> Header:
+        """As of a grey image of 8 bits, which is what `values` makes of it."""
+        header = probe(path)
+        return header._replace(bits=8, mode="L") if header.bits == 16 else header
+
+
+class CityscapesObjects(MapDataset):
+    """Images of Cityscapes with their objects."""
+
+    def objects(self, index: int) -> Objects:
+        """Objects of the 8 classes that have them; a group that nobody could take apart is a crowd."""
+        numbers = self.parts[0].numbers(index)
+        ids = {CLASSES[name][0]: label for label, name in enumerate(THINGS)}
+        seen = np.flatnonzero(np.bincount(numbers.ravel())).tolist()
+        known = {value: (ids.get(value if value < 1000 else value // 1000), value < 1000) for value in seen}
+        return objects_of(numbers, {value: one for value, one in known.items() if one[0] is not None})
+
+    def values_of(self, part: FileDataset, num_classes: int) -> int:
+        """The 19 classes of the label map."""
+        return len(CLASSES)
+
+
+class CityscapesInstances(InstanceDataModule):
+    """The objects of 8 classes, from `_instanceIds.png` of gtFine: 2,975 images to train on, 500 to validate on.
+
+    Args:
+        root: the folder with leftImg8bit and gtFine. Default: $SEGLIGHT_DATA or ./data, and there cityscapes.
+        val_split: a folder of gtFine.
+        test_split: the same, for `seglight test`.
+        short_side: as elsewhere.
+        long_side: as elsewhere.
+    """
+
+    classes = THINGS
+    palette = tuple(CLASSES[name][1] for name in THINGS)
+
+    def __init__(
+        self,
+        root: str | None = None,
+        val_split: str = "val",
+        test_split: str = "val",
+        short_side: int | list[int] = (800, 832, 864, 896, 928, 960, 992, 1024),  # Mask R-CNN paper, appendix A
+        long_side: int = 2048,
+        **kwargs: Any,
+    ):
+        super().__init__(short_side=list(short_side), long_side=long_side, **kwargs)
+        self.labels = Cityscapes(root, val_split=val_split, test_split=test_split)
+
+    def dataset(self, split: Split) -> CityscapesObjects:
+        """The images of a split that have labels."""
+        return CityscapesObjects(self.labels.files(split, "instanceIds"))

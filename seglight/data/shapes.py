@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, SemanticDataset, Split
+from seglight.data.instances import Bitmap, InstanceDataModule, InstanceDataset, Objects
 from seglight.data.scenes import CLASSES, FIRST_INDEX, MIN_SIZE, PALETTE, THINGS, Scene, scene
 
 
@@ -113,3 +114,75 @@ class Shapes(SemanticDataModule):
     def dataset(self, split: Split) -> ShapesDataset:
         """The scenes of a split."""
         return ShapesDataset(split, self.sizes[split], self.image_size, self.scene_seed, self.simple)
+
+
+class ShapesObjects(InstanceDataset):
+    """The countable objects of generated scenes."""
+
+    def __init__(self, scenes: ShapesDataset):
+        self.scenes, self.ids = scenes, scenes.ids
+        self._last: tuple[int, tuple[np.ndarray, dict[str, np.ndarray]]] | None = None
+
+    def _read(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """A scene is drawn once, though image and objects are asked for one after the other."""
+        if self._last is None or self._last[0] != index:
+            self._last = index, self.scenes.read_instances(index)
+        return self._last[1]
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3), RGB."""
+        return self._read(index)[0]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width."""
+        return self.scenes.image_size
+
+    def objects(self, index: int) -> Objects:
+        """What can be seen of each object; swarms are crowds."""
+        _, found = self._read(index)
+        outlines = []
+        for mask, (x1, y1, x2, y2) in zip(found["masks"], found["boxes"].astype(int), strict=True):
+            outlines.append(Bitmap(int(y1), int(x1), mask[y1:y2, x1:x2]))
+        area = found["area"].astype(np.float64)
+        return Objects(found["boxes"].copy(), found["labels"].copy(), found["iscrowd"].copy(), area, outlines)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the scenes."""
+        return self.scenes.fingerprint()
+
+
+class ShapesInstances(InstanceDataModule):
+    """The squares, triangles, stars, rings, suns and moons of `Shapes`, one by one; wires are no objects.
+
+    Args:
+        train_size: scenes to train on.
+        val_size: scenes to validate on; they stay the same whatever `train_size` is.
+        test_size: scenes of the test split.
+        image_size: height and width of a scene.
+        scene_seed: of the scenes.
+        simple: a grey sky and a colour for each class, as in `Shapes`.
+        short_side: as elsewhere.
+        long_side: as elsewhere.
+    """
+
+    classes = Shapes.thing_classes
+    palette = tuple(PALETTE[label] for label in THINGS)
+
+    def __init__(
+        self,
+        train_size: int = 1000,
+        val_size: int = 101,
+        test_size: int = 101,
+        image_size: tuple[int, int] = (160, 192),
+        scene_seed: int = 0,
+        simple: bool = False,
+        short_side: int | list[int] = 160,
+        long_side: int = 256,
+        **kwargs: Any,
+    ):
+        super().__init__(short_side=short_side, long_side=long_side, **kwargs)
+        self.scenes = Shapes(train_size, val_size, test_size, image_size, scene_seed, simple)
+
+    def dataset(self, split: Split) -> ShapesObjects:
+        """The scenes of a split."""
+        return ShapesObjects(self.scenes.dataset(split))

@@ -61,6 +61,8 @@ class Geometry:
     """(2, 3, 3) displacements dx and dy, in output pixels, at the corners, edge midpoints and centre of the output."""
     pad: tuple[int, int, int] = PAD_COLOUR
     """RGB outside of the image."""
+    average: bool = False
+    """Where the image shrinks to less than half, average all pixels rather than skip some. Not under rotation."""
 
     def image(self, image: np.ndarray, out: np.ndarray | None = None, colours: np.ndarray | None = None) -> np.ndarray:
         """Map an image, uint8 (H, W, 3), bilinearly; into `out`, uint8 (h, w, 3), if given.
@@ -71,7 +73,8 @@ class Geometry:
         if self._bent:
             image = image if colours is None else cv2.transform(image, colours)
             return cv2.remap(image, *self._map, cv2.INTER_LINEAR, out, cv2.BORDER_CONSTANT, self.pad)
-        slot = self._stretch(image, out, cv2.INTER_LINEAR)
+        skips = 2 * self.target[2] < self.source[2]  # bilinear sampling looks at two source pixels each way
+        slot = self._stretch(image, out, cv2.INTER_AREA if self.average and skips else cv2.INTER_LINEAR)
         if colours is not None:
             cv2.transform(slot, colours, dst=slot)
         for rows, columns in self._outside:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from seglight.data.base import SemanticDataModule, Split
+from seglight.data.decode import DataError
 from seglight.data.files import FileDataset, locate, read_list, refuse_overlap
+from seglight.data.instance_maps import MapDataset, objects_of
+from seglight.data.instances import InstanceDataModule, Objects
 from seglight.data.palette import palette
+from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
     "To get it: VOCtrainval_11-May-2012.tar (2 GB, md5 6cd6e144f989b92b3379bac3b3de84fd), unpacked, from "
@@ -61,3 +67,74 @@ class VOC(SemanticDataModule):
     def _ids(self, split: Split) -> list[str]:
         lines = read_list(self.root / "ImageSets/Segmentation" / f"{self.lists[split]}.txt")
         return [line.split()[0] for line in lines]
+
+
+class VOCObjects(MapDataset):
+    """Images of VOC with SegmentationObject, where object n has value n, and SegmentationClass, which says its class.
+
+    Args:
+        labels: images with class masks.
+        numbers: the same images with object masks.
+    """
+
+    def __init__(self, labels: FileDataset, numbers: FileDataset):
+        super().__init__(labels, numbers)
+        self.labels, self.numbers = labels, numbers
+
+    def objects(self, index: int) -> Objects:
+        """The objects, without their void border. An object's class is that of most of its pixels.
+
+        Raises:
+            DataError: an object on background only.
+        """
+        numbers, classes = self.numbers.values(index), self.labels.values(index)
+        votes = np.bincount(numbers.ravel() * np.int64(256) + classes.ravel(), minlength=1 << 16).reshape(256, 256)
+        votes[:, IGNORE_INDEX] = votes[0] = votes[IGNORE_INDEX] = 0
+        seen = np.flatnonzero(votes.any(1))
+        label = votes.argmax(1)
+        if len(wrong := seen[label[seen] == 0]):
+            raise DataError(
+                f"{self.numbers.mask_paths[index]}: object {wrong[0]} lies on background of "
+                f"{self.labels.mask_paths[index].parent.name}. The two masks do not belong together."
+            )
+        return objects_of(numbers, {int(n): (int(label[n]) - 1, False) for n in seen})
+
+    def look(self, index: int) -> None:
+        """Raise DataError if the two masks do not fit."""
+        if self.numbers.values(index).shape != self.labels.values(index).shape:
+            raise DataError(f"{self.numbers.mask_paths[index]} and {self.labels.mask_paths[index]} differ in size.")
+        self.objects(index)
+
+
+class VOCInstances(InstanceDataModule):
+    """The objects of VOC's 20 classes (SegmentationObject): 1,464 images to train on, 1,449 to validate on in 2012.
+
+    Nothing is a crowd; pixels of the void border (255) belong to no object.
+
+    Args:
+        root: as in `VOC`, like the others.
+        year: of the challenge.
+        train_split: name of a list in ImageSets/Segmentation, without ".txt".
+        val_split: the same, for validation.
+        test_split: the same, for `seglight test`.
+    """
+
+    classes = VOC.classes[1:]
+    palette = VOC.palette[1:]
+
+    def __init__(
+        self,
+        root: str | None = None,
+        year: str = "2012",
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "val",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        lists = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
+        self.parts = [VOC(root, year, **lists, masks=f"Segmentation{kind}") for kind in ("Class", "Object")]
+
+    def dataset(self, split: Split) -> VOCObjects:
+        """The images of a split list."""
+        return VOCObjects(*(part.dataset(split) for part in self.parts))

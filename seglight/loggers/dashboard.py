@@ -29,6 +29,8 @@ class Masked:
     masks: dict[str, np.ndarray] = field(default_factory=dict)
     """uint8 (H, W) by name, for instance `prediction`."""
     caption: str = ""
+    boxes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Boxes by name, each in wandb's form: position in pixels, class_id, box_caption and scores."""
 
 
 class WandB(WandbLogger):
@@ -47,7 +49,8 @@ class WandB(WandbLogger):
         name: of the run; W&B invents one otherwise.
         save_dir: files go to `save_dir`/wandb.
         id: of the run. A resumed job passes the id that its checkpoint holds, and so continues the same run.
-        best: metrics whose best value the run's summary shows, each with "max" or "min"; by default val/mIoU.
+        best: metrics whose best value the run's summary shows, each with "max" or "min"; by default those that
+            select best.ckpt.
         log_model: upload checkpoints as artifacts, see Lightning's WandbLogger. Ignored offline.
         **kwargs: further arguments of Lightning's WandbLogger and of `wandb.init`: entity, group, tags, notes ...
     """
@@ -66,7 +69,7 @@ class WandB(WandbLogger):
         **kwargs: Any,
     ):
         super().__init__(name=name, save_dir=save_dir, id=id, project=project, **kwargs)
-        self.best = {"val/mIoU": "max"} if best is None else best
+        self.best = {"val/mIoU": "max", "val/AP": "max"} if best is None else best
         self._want_model = log_model
         self._configured = self._broken = False
         self._announced = False
@@ -169,6 +172,10 @@ class WandB(WandbLogger):
                 caption=pictures[i].caption,
                 file_type="jpg",
                 masks={name: {"mask_data": masks[name][i], "class_labels": labels[name]} for name in labels},
+                boxes={
+                    name: {"box_data": boxes, "class_labels": labels[name]} for name, boxes in pictures[i].boxes.items()
+                }
+                or None,
             )
             for i, image in enumerate(pixels)
         ]

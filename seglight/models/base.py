@@ -71,8 +71,15 @@ class BaseModel(RemembersArguments, LightningModule):
             such as the classifier when the number of classes differs.
     """
 
+    task: str
+    """"semantic" or "instance": a model learns from datasets of the same task."""
+    monitor: str
+    """The logged score, higher is better, that selects `best.ckpt`."""
+    show: tuple[str, ...] = ()
+    """Further logged scores of the line after a validation."""
     free: frozenset[str] = frozenset({"classes", "palette", *STARTS})
-    """Constructor arguments of an architecture that may differ between a checkpoint and the model that loads it."""
+    """Constructor arguments of an architecture that may differ between a checkpoint and the model that loads it, beside
+    those that are named test_*."""
 
     def __init__(
         self,
@@ -259,6 +266,7 @@ class BaseModel(RemembersArguments, LightningModule):
         checkpoint["seglight"] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": {name: value for name, value in self.init_args.items() if not isinstance(value, nn.Module)},
+            "task": self.task,
             "classes": self.classes,
             "palette": self.palette,
         }
@@ -283,7 +291,7 @@ class BaseModel(RemembersArguments, LightningModule):
             if issubclass(cls, BaseModel) and "__init__" in vars(cls):
                 parameters = set(inspect.signature(cls.__init__).parameters)
                 names |= set() if "network" in parameters else parameters & set(self.init_args)
-        return names - self.free
+        return {name for name in names - self.free if not name.startswith("test_")}
 
 
 def _plain(value: Any) -> Any:

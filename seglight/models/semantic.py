@@ -69,6 +69,10 @@ class SemanticModel(BaseModel):
             would take longer than the network.
     """
 
+    task = "semantic"
+    monitor = "val/mIoU"
+    show = ("val/pixAcc",)
+
     def __init__(
         self,
         network: nn.Module,

@@ -1,0 +1,114 @@
+"""What is wrong with COCO-format data: the entries of the json, what the outlines cover, and the image files."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from seglight.data.check import Fault
+from seglight.data.coco_document import Document, pixels
+from seglight.data.decode import DataError, image_fault, probe
+from seglight.data.packed import Strings
+
+_BEYOND = 1.0  # pixels that a box may leave the image by: annotation tools round
+
+
+def image_faults(document: Document, folder: Path) -> tuple[np.ndarray, list[Fault]]:
+    """Image files that are missing, broken or of another size than the json says: bool (N,) and findings.
+
+    Only headers are read, 8 files at a time.
+    """
+    data = document.packed
+    names = Strings(data.names, data.name_starts)
+
+    def look(index: int) -> Fault | None:
+        path = folder / names[index]
+        where = f"{path} (image {data.image_ids[index]})"
+        try:
+            header = probe(path)
+        except FileNotFoundError:
+            rule = "missing. Copy the images again, or name the right folder."
+            return Fault(1, rule, where)
+        except OSError as error:
+            return Fault(1, f"cannot be read ({error.strerror}).", where)
+        except DataError as error:
+            return Fault(2, str(error).removeprefix(f"{path}: "), where)
+        if fault := image_fault(header, exif=True):
+            return Fault(2, fault, where)
+        size = (header.width, header.height)
+        size = size[::-1] if header.orientation > 4 else size  # these EXIF orientations swap the sides
+        said = (int(data.widths[index]), int(data.heights[index]))
+        if size != said:
+            rule = (
+                "of another size than the json says, so its outlines are elsewhere. Use the images that were annotated."
+            )
+            return Fault(3, rule, f"{where}: {size[0]}x{size[1]}, json {said[0]}x{said[1]}")
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(look, range(len(document))))
+    return np.array([fault is not None for fault in found], bool), [fault for fault in found if fault]
+
+
+def degenerate(document: Document) -> tuple[np.ndarray, list[Fault]]:
+    """Annotations that show nothing or lie outside of their image: bool (A,) and findings.
+
+    Official COCO has some. Its evaluation counts them; training has no use for them.
+    """
+    data = document.packed
+    of_image = np.repeat(np.arange(len(document)), np.diff(data.first))
+    limit = np.stack([data.widths[of_image], data.heights[of_image]], 1)
+    upper, lower = data.boxes[:, 2:], data.boxes[:, :2]
+    outside = ((lower >= limit) | (upper <= 0)).any(1)
+    beyond = ~outside & ((lower < -_BEYOND) | (upper > limit + _BEYOND)).any(1)
+    flat = (upper <= lower).any(1)
+    empty = ~_covers(document)
+    empty[empty] = pixels(document, np.flatnonzero(empty)) == 0
+    bad, faults = np.zeros(len(data.ids), bool), []
+    for wrong, rule in (
+        (outside, "the box lies outside of the image. Boxes are x, y, width, height in pixels of the image."),
+        (beyond, "the box leaves the image. Boxes are x, y, width, height in pixels of the image."),
+        (flat, "the box has no width or no height."),
+        (empty, "the mask has no pixel. Remove the object, or draw it larger."),
+        (
+            (data.area <= 0) & ~empty,
+            "the area is 0 or less, so the object belongs to no size range of the scores.",
+        ),
+    ):
+        where = np.flatnonzero(wrong & ~bad)
+        faults += [Fault(8, rule, f"annotation {data.ids[i]} (image {data.image_ids[of_image[i]]})") for i in where]
+        bad |= wrong
+    return bad, faults
+
+
+def _covers(document: Document) -> np.ndarray:
+    """bool (A,): whether an outline surely has a pixel. Filling all of them takes three times as long.
+
+    A closed curve of length L around an area A has more than A - L lattice points inside (Jarnik), and COCO's code
+    moves corners by up to a tenth of a pixel.
+    """
+    data = document.packed
+    of_image = np.repeat(np.arange(len(document)), np.diff(data.first))
+    size = np.zeros((len(data.parts) - 1, 2), np.int64)
+    size[data.rows] = np.stack([data.widths[of_image], data.heights[of_image]], 1)
+    counts = np.diff(data.parts)
+    size = np.repeat(size, counts, 0)
+    sure = np.zeros(len(size), bool)
+    for begin in range(0, len(size), 1 << 15):  # a bounded piece at a time
+        starts = data.part_starts[begin : begin + (1 << 15) + 1] // 2
+        corners = data.points[2 * starts[0] : 2 * starts[-1]].reshape(-1, 2)
+        first, last = starts[:-1] - starts[0], starts[1:] - starts[0] - 1
+        following = np.roll(corners, -1, 0)
+        following[last] = corners[first]
+        twice = np.add.reduceat(corners[:, 0] * following[:, 1] - corners[:, 1] * following[:, 0], first)
+        length = np.add.reduceat(np.hypot(*(following - corners).T), first)
+        piece = slice(begin, begin + len(first))
+        inside = (np.minimum.reduceat(corners, first) >= 0).all(1)
+        inside &= (np.maximum.reduceat(corners, first) <= size[piece]).all(1)
+        sure[piece] = inside & (np.abs(twice) / 2 > 1.5 * length + 2)
+    covered = np.zeros(len(counts), bool)
+    covered[np.repeat(np.arange(len(counts)), counts)[sure]] = True
+    return covered[data.rows]
