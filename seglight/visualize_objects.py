@@ -129,7 +129,7 @@ def match(truth: Objects, found: Objects, iou: float = 0.5, classes: bool = True
         classes: whether classes must agree.
 
     Returns:
-        int (N,), index of the true object that each prediction hits, -1 for none; bool (M,), the true objects that were hit.
+        int (N,), index of the true object that each prediction hits, -1 for none; bool (M,), which true ones were hit.
     """
     hit, taken = np.full(len(found.rles), -1), np.zeros(len(truth.rles), bool)
     if not len(hit) or not len(taken):

@@ -1,6 +1,7 @@
 """COCO's json format: what is read, what is refused, and what it costs."""
 
 import json
+import mmap
 import multiprocessing
 import pickle
 from dataclasses import replace
@@ -346,6 +347,10 @@ def test_options(make, tmp_path):
             COCOFormat(images, str(path), **options)
     with pytest.raises(DataError, match="none is left to train on"):
         COCOFormat(images, str(path), val_fraction=0.9).dataset("train")
+    half = COCOFormat(images, str(make([annotation(i, i) for i in range(4)], 8)), val_fraction=0.5)
+    train, val = half.split("train"), half.split("val")
+    assert len(val) == 4 and not val.trainable().all(), "images without objects stay in evaluation"
+    assert train.trainable().all() and len(train) == 4 - val.trainable().sum()
     with pytest.raises(DataError, match="no crowd"):
         only = make([annotation(i, i, iscrowd=1) for i in range(3)])
         COCOFormat(images, str(only)).split("train")
@@ -390,6 +395,7 @@ def test_a_pickled_dataset_maps_files_that_vanish_with_the_original(make):
     folder = Path(data.data._folder)
     copy = pickle.loads(text)
     assert len(text) < 5000 and folder.is_dir()
+    assert isinstance(copy.data.points.base, np.memmap | mmap.mmap), "mapped, not read"
     assert np.array_equal(copy.objects(2).masks(whole()), data.objects(2).masks(whole())) and list(copy.ids) == [
         *data.ids
     ]

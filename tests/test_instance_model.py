@@ -149,7 +149,7 @@ def test_fit_leaves_scores_pictures_and_curves(tmp_path):
     files = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert {"images/train_batch0.jpg", "plots/precision_recall.png", "per_class.csv", "best.json"} <= files
     assert {"checkpoints/best.ckpt", "plots/results.png"} <= files
-    rows = list(csv.reader(open(tmp_path / "run" / "per_class.csv")))
+    rows = list(csv.reader((tmp_path / "run" / "per_class.csv").read_text().splitlines()))
     assert rows == [["class", "AP", "AP50", "AR100", "objects"], *[[c, "1.0", "1.0", "1.0", "9"] for c in data.classes]]
     logged = read_metrics(next((tmp_path / "run").glob("metrics.jsonl")))
     assert any(row.get("train/loss_box") is not None for row in logged)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from seglight import visualize, visualize_objects
 from seglight.callbacks.run_folder import run_dir
+from seglight.detection_metrics import InstanceScores
 from seglight.loggers import Masked, RunLogger, log_masks, log_pictures, log_table, read_metrics
 from seglight.loggers.harmless import never_stops
-from seglight.detection_metrics import InstanceScores
 from seglight.metrics import Scores
 from seglight.types import IGNORE_INDEX
 
@@ -28,9 +28,9 @@ class Pictures(Callback):
     """After each validation or test, draws the same few images, the confusion matrix and the curves.
 
     In the run folder: images/train_batch0.jpg (the first batch as the network gets it, labels below),
-    images/val_<n>_<id>.png (image, ground truth, prediction, error; the newest), plots/confusion.png (of instance models
-    plots/precision_recall.png), plots/results.png and per_class.csv; of a test images/test_..., plots/confusion_test.png
-    and per_class_test.csv.
+    images/val_<n>_<id>.png (image, ground truth, prediction, error; the newest), plots/confusion.png or, of instance
+    models, plots/precision_recall.png, plots/results.png and per_class.csv; of a test images/test_...,
+    plots/confusion_test.png and per_class_test.csv.
     Loggers get the same, W&B with masks that can be switched on and off.
 
     The images are evenly spaced over the set and known by their ids, so they are the same in every validation, every

@@ -19,8 +19,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from seglight.checkpoints import AtomicCheckpointIO
-from seglight.loggers import RunLogger
 from seglight.detection_metrics import InstanceScores
+from seglight.loggers import RunLogger
 from seglight.metrics import Scores
 
 log = logging.getLogger("seglight")

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=int, nargs=2, default=(160, 192), metavar=("H", "W"), help="in pixels (default: 160 192)"
     )
     sample.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
+    sample.add_argument("--simple", action="store_true", help="a colour for each class: learned in minutes")
     sample.add_argument(
         "--masks", choices=("index", "palette", "rgb"), default="index", help="kind of masks of --format folder"
     )
@@ -80,7 +81,7 @@ def _sample(options: argparse.Namespace) -> None:
             f"--masks {options.masks} goes with --format folder; {options.format} has its own kind of masks."
         )
     size = tuple(options.size)
-    splits = {split: split_scenes(split, count, options.seed, size) for split, count in counts.items()}
+    splits = {split: split_scenes(split, count, options.seed, size, options.simple) for split, count in counts.items()}
     extra = {"masks": options.masks} if options.format == "folder" else {}
     getattr(formats, f"write_{options.format}")(options.out, splits, **extra)
     print(f"Wrote {options.train} training and {options.val} validation scenes of {size[0]}x{size[1]} pixels.")
@@ -91,9 +92,14 @@ def _sample(options: argparse.Namespace) -> None:
 def _next(options: argparse.Namespace) -> str:
     """The command that uses the new dataset."""
     readers = {"voc": "VOC", "folder": "Folder", "cityscapes": "Cityscapes", "context": "PascalContext"}
-    if options.format not in readers:
-        return f"seglight has no reader of the {options.format} format yet."
     height, width = options.size
+    if options.format == "coco":
+        side, root = min(height, width), shlex.quote(str(options.out))
+        return (
+            "seglight fit --model MaskRCNN --model.backbone resnet18 --model.batch_norm train "
+            f"--model.trainable_layers 5 --model.test_short_side {side} --data COCO --data.root {root} "
+            f"--data.short_side {side} --trainer.max_steps 200"
+        )
     command = (
         f"seglight fit --model SMP --model.arch Unet --model.encoder resnet18 --data {readers[options.format]} "
         f"--data.root {shlex.quote(str(options.out))} --data.crop [{height},{width}] --trainer.max_steps 200"

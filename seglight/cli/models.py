@@ -95,8 +95,9 @@ def rows(families: dict[str, Any], names: list[str], checks: Counter[str] | None
             runs = "; ".join(
                 f"{_value(run)} {run['dataset']} {run['split']}" for run in entry.get("measured", {}).get(variant, [])
             )
+            operations = "–" if gflops is None else f"{gflops:,.1f}"
             yield (
-                variant, f"{parameters:,}", "–" if gflops is None else f"{gflops:,.1f}", f"{how['crop']}²", count, numbers or "none",
+                variant, f"{parameters:,}", operations, f"{how['crop']}²", count, numbers or "none",
                 runs or "not run yet",
             )  # fmt: skip
 

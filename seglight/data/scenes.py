@@ -153,10 +153,12 @@ def scene(
     return canvas.finish(night)
 
 
-def split_scenes(split: str, count: int, seed: int = 0, size: tuple[int, int] = (160, 192)) -> Iterator[Scene]:
+def split_scenes(
+    split: str, count: int, seed: int = 0, size: tuple[int, int] = (160, 192), simple: bool = False
+) -> Iterator[Scene]:
     """The first `count` scenes of "train", "val" or "test"."""
     for index in range(count):
-        yield scene(seed, FIRST_INDEX[split] + index, size)
+        yield scene(seed, FIRST_INDEX[split] + index, size, simple=simple)
 
 
 # ---------------------------------------------------------------- the canvas
