@@ -289,7 +289,7 @@ def _part(
 
 def _array(values: Any, dtype: type) -> np.ndarray:
     """A copy on the host."""
-    return np.array(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=dtype)
+    return np.array(values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values, dtype=dtype)
 
 
 def _twice(image_id: str) -> str:

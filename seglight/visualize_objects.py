@@ -108,7 +108,7 @@ def _write_names(picture: np.ndarray, objects: Objects, classes: Sequence[str]) 
             words.append("(crowd)")
         text = " ".join(words)
         x1, y1, x2, y2 = boxes[i]
-        if not text or draw.textlength(text, font) > max(1.5 * (x2 - x1), 24) or y2 - y1 < size:
+        if not text or draw.textlength(text, font) + 4 > x2 - x1 or y2 - y1 < 2.5 * size:  # it would hide the object
             continue
         x, y = float(max(x1, 0)), float(max(y1, 0))
         left, top, right, bottom = draw.textbbox((x + 2, y + 1), text, font)
@@ -151,7 +151,7 @@ def match(truth: Objects, found: Objects, iou: float = 0.5, classes: bool = True
 
 
 def errors(image: np.ndarray, truth: Objects, found: Objects, classes: bool = True) -> tuple[np.ndarray, str]:
-    """Found objects in green, invented ones in red, missed ones in blue, on the grey image; and a caption."""
+    """Found objects (at IoU 0.5) in green, invented ones in red, missed ones in blue, on grey; and a caption."""
     import cv2
 
     hit, taken = match(truth, found, classes=classes)
@@ -163,7 +163,7 @@ def errors(image: np.ndarray, truth: Objects, found: Objects, classes: bool = Tr
     colours = [RIGHT if h >= 0 else INVENTED for h in hit] + [MISSED] * len(missed)
     drawn = Objects(np.zeros(len(rles), int), rles)
     right = int((hit >= 0).sum())
-    caption = f"{right} right, {len(hit) - right} invented, {len(missed)} missed (IoU 0.5)"
+    caption = f"{right} right, {len(hit) - right} invented, {len(missed)} missed"
     return overlay(dim, drawn, ["object"], colours, 0.6, names=False), caption
 
 
@@ -271,7 +271,7 @@ def precision_recall_png(path: str | Path, scores: InstanceScores, most: int = 1
     for axes, title in panels:
         axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="recall, %", ylabel="precision, %")
         axes.set_title(title, loc="left", fontsize=11)
-        axes.legend(frameon=False, fontsize=8, title="area under the curve, %", title_fontsize=8, loc="lower left")
+        axes.legend(frameon=False, fontsize=8, title="area under the curve, %", title_fontsize=8, loc="best")
         axes.grid(color="0.93")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, format="png")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 
 import cv2
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from test_loggers import parse
 from torch import nn
 
 import seglight
@@ -17,7 +19,7 @@ from seglight import masks as mask_tools
 from seglight import visualize_objects
 from seglight.callbacks.run_folder import trainer_parts
 from seglight.data.instances import Bitmap, InstanceDataModule, InstanceDataset, Objects
-from seglight.loggers import read_metrics
+from seglight.loggers import WandB, read_metrics
 from seglight.models.instance import InstanceModel
 from seglight.visualize_objects import Objects as Drawn
 
@@ -207,6 +209,39 @@ def test_results_file_scores_the_same_by_pycocotools(tmp_path):
         assert part.values["AR100"] == pytest.approx(evaluation.stats[8], abs=1e-9)
 
 
+def test_the_dashboard_gets_masks_boxes_and_the_curves(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / "home"))
+    logger = WandB(save_dir=tmp_path, id="objects")
+    parts = trainer_parts(tmp_path / "run", monitor="val/AP", show=InstanceModel.show, loggers=[logger])
+    options = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    trainer = pl.Trainer(accelerator="cpu", enable_model_summary=False, log_every_n_steps=1, **parts, **options)
+    trainer.fit(model(), datamodule=BlobData())
+    logger.finish()
+    for _ in range(100):  # wandb's own process closes the file a moment after finish()
+        found = parse(next((tmp_path / "wandb").glob("offline-run-*")))
+        if found["closed"]:
+            break
+        time.sleep(0.1)
+    history = {key: value for row in found["history"] for key, value in row.items()}
+    assert {"val/AP", "val/AP50", "val/box_AP", "val_class/red", "train/loss_mask", "val/precision_recall"} <= set(
+        history
+    )
+    assert history["val_class/table"]["_type"] == "table-file" and history["val_class/table"]["nrows"] == 2
+    pictures = history["media/val"]
+    assert pictures["count"] == 8 and pictures["captions"][0] == "100"
+    assert set(pictures["all_masks"][0]) == {"ground truth", "prediction"} == set(pictures["all_boxes"][0])
+    boxes = json.loads(
+        (
+            next((tmp_path / "wandb").glob("offline-run-*")) / "files" / pictures["all_boxes"][0]["prediction"]["path"]
+        ).read_text()
+    )
+    (first, _) = boxes["box_data"]
+    assert first["position"] == {"minX": 4, "maxX": 20, "minY": 6, "maxY": 18} and first["box_caption"] == "red"
+    assert 0.5 < first["scores"]["score"] < 0.9
+
+
 def test_prediction_of_a_picture(tmp_path):
     image = Blobs(1).image(0)
     prediction = model().predict(image)
@@ -281,7 +316,7 @@ def test_matching_for_the_error_panel():
     assert hit.tolist() == [0, 0, 0, -1]  # many may lie in one crowd
     image = np.full((40, 60, 3), 100, np.uint8)
     picture, caption = visualize_objects.errors(image, truth, found)
-    assert caption == "1 right, 3 invented, 2 missed (IoU 0.5)"
+    assert caption == "1 right, 3 invented, 2 missed"
     assert picture[3, 3, 1] > picture[3, 3, 0] and picture[8, 25, 0] > picture[8, 25, 1]
 
 

@@ -14,7 +14,7 @@ Segmentation experiments on PyTorch Lightning.
   validate   the same on the validation split
   predict    segment:   seglight predict --ckpt_path BEST.ckpt --source PICTURES --out OUT
   data       datasets:  seglight data sample --format voc OUT
-  bench      speed:     seglight bench data|metric|labels|crf|masks|networks|step
+  bench      speed:     seglight bench data|metric|labels|crf|masks|detectors|networks|step
   models     every architecture: size, cost, published and measured numbers
 
   seglight VERB --help shows the options of a verb; fit ... --print_config the resolved experiment.
