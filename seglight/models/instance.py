@@ -107,6 +107,7 @@ class InstanceModel(BaseModel):
             ratio = torch.tensor([width / w, height / h] * 2, device=image.device)
             detection["boxes"] = detection["boxes"].float() * ratio
             detection["windows"] = detection["windows"].float() * ratio
+            detection["scores"], detection["masks"] = detection["scores"].float(), detection["masks"].float()
         return detections
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
