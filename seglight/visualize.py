@@ -324,7 +324,7 @@ def _blues(percent: np.ndarray) -> np.ndarray:
 
 
 def results_png(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the curves of a run over its optimiser steps: losses, learning rate, mIoU and pixel accuracy.
+    """Draw the curves of a run over its optimiser steps: losses, learning rate and the scores that it has.
 
     Args:
         rows: records with `step` and any metrics, as `seglight.loggers.read_metrics` returns them; panels without
@@ -337,6 +337,8 @@ def results_png(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         ("learning rate", {"": "train/lr"}, 1.0),
         ("val mIoU, %", {"": "val/mIoU"}, 100.0),
         ("val pixel accuracy, %", {"": "val/pixAcc"}, 100.0),
+        ("val AP, %", {"masks": "val/AP", "boxes": "val/box_AP"}, 100.0),
+        ("val AR1000, %", {"masks": "val/AR1000"}, 100.0),
     ]
     drawn = []
     for title, names, factor in panels:
@@ -353,8 +355,8 @@ def results_png(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 values = _smooth(values)
             marker = "o" if len(steps) <= 20 else None
             axes.plot(steps, values, color=colour, lw=1.8, label=label, marker=marker, ms=3.5)
-        if "mIoU" in title:
-            steps, values = curves[""]
+        if title.startswith(("val mIoU", "val AP", "val AR")):
+            steps, values = next(iter(curves.values()))
             best = int(np.argmax(values))
             title = f"{title} (best {values[best]:.1f} at step {steps[best]:.0f})"
         if len(curves) > 1:
