@@ -159,11 +159,15 @@ def errors(image: np.ndarray, truth: Objects, found: Objects, classes: bool = Tr
     missed = np.flatnonzero(~taken & ~crowd)
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     dim = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=0.5, beta=60), cv2.COLOR_GRAY2RGB)
-    rles = [*found.rles, *(truth.rles[i] for i in missed)]
-    colours = [RIGHT if h >= 0 else INVENTED for h in hit] + [MISSED] * len(missed)
-    drawn = Objects(np.zeros(len(rles), int), rles)
     right = int((hit >= 0).sum())
-    caption = f"{right} right, {len(hit) - right} invented, {len(missed)} missed"
+    shown = range(len(hit)) if classes else np.flatnonzero(hit >= 0)  # of proposals, many are meant to be wrong
+    rles = [*(found.rles[i] for i in shown), *(truth.rles[i] for i in missed)]
+    colours = [RIGHT if hit[i] >= 0 else INVENTED for i in shown] + [MISSED] * len(missed)
+    drawn = Objects(np.zeros(len(rles), int), rles)
+    if classes:
+        caption = f"{right} right, {len(hit) - right} invented, {len(missed)} missed"
+    else:
+        caption = f"{int((taken & ~crowd).sum())} found, {len(missed)} missed"
     return overlay(dim, drawn, ["object"], colours, 0.6, names=False), caption
 
 

@@ -186,7 +186,7 @@ def test_wrong_options_are_explained(here, capsys, words, expected):
         ("Tiny", "VOCC", "Did you mean VOC"),
         ("SemanticModel", "Blocks", "base class"),
         ("UNet", "ShapesInstances", "UNet is for semantic segmentation, but ShapesInstances gives instance labels"),
-        ("MaskRCNN", "Shapes", "Choose another model, or one of --data COCO"),
+        ("MaskRCNN", "Shapes", "Choose another model, or one of --data"),
     ],
 )
 def test_wrong_classes_are_explained(here, capsys, model, data, expected):

@@ -317,6 +317,8 @@ def test_matching_for_the_error_panel():
     image = np.full((40, 60, 3), 100, np.uint8)
     picture, caption = visualize_objects.errors(image, truth, found)
     assert caption == "1 right, 3 invented, 2 missed"
+    proposals, agnostic = visualize_objects.errors(image, truth, found, classes=False)
+    assert agnostic == "2 found, 1 missed" and proposals[8, 25, 2] > proposals[8, 25, 0]
     assert picture[3, 3, 1] > picture[3, 3, 0] and picture[8, 25, 0] > picture[8, 25, 1]
 
 
