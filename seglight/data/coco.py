@@ -220,9 +220,13 @@ class COCOFormat(InstanceDataModule):
         self.files = {split: tuple(Path(part).expanduser() for part in pair) for split, pair in parts}
         for folder, file in self.files.values():
             if not folder.is_dir():
-                raise FileNotFoundError(f"There is no folder of images {folder}.")
+                raise FileNotFoundError(
+                    f"There is no folder of images {folder}. Name yours: --data.images DIR --data.annotations FILE."
+                )
             if not file.is_file():
-                raise FileNotFoundError(f"There is no annotation file {file}.")
+                raise FileNotFoundError(
+                    f"There is no annotation file {file}. Name yours, in COCO's format: --data.annotations FILE."
+                )
         self.val_fraction, self.split_seed, self.faulty = val_fraction, split_seed, faulty
         self._documents: dict[Path, Document] = {}
         smallest = min((file for _, file in self.files.values()), key=lambda file: file.stat().st_size)

@@ -284,10 +284,12 @@ class RCNN(InstanceModel):
 class FasterRCNN(RCNN):
     """Faster R-CNN on a feature pyramid; its masks fill the boxes. Box AP 37.0 on val2017 with torchvision's weights.
 
-    Options and recipe as of `MaskRCNN`.
+    Options and recipe as of `MaskRCNN`. Its score is that of the boxes: AP without "box" is of the filled boxes.
     """
 
     masks = False
+    monitor = "val/box_AP"
+    show: tuple[str, ...] = ("val/box_AP50",)
 
     def __init__(
         self,
@@ -350,6 +352,7 @@ class MaskRCNN(FasterRCNN):
     """
 
     masks = True
+    monitor, show = RCNN.monitor, RCNN.show
 
 
 class MaskRCNNC4(RCNN):
