@@ -8,7 +8,7 @@ from PIL import Image
 
 from seglight.data.cityscapes import CLASSES, Cityscapes
 from seglight.data.decode import DataError
-from seglight.data.formats import CITYSCAPES_LABELS, write_cityscapes
+from seglight.data.formats.cityscapes import CITYSCAPES_LABELS, write_cityscapes
 from seglight.data.scenes import VOID, split_scenes
 
 

@@ -16,7 +16,7 @@ from seglight.data.coco_check import _covers, degenerate
 from seglight.data.coco_document import pixels
 from seglight.data.coco_json import read
 from seglight.data.decode import DataError
-from seglight.data.formats import COCO_CATEGORIES, write_coco
+from seglight.data.formats.coco import COCO_CATEGORIES, write_coco
 from seglight.data.rle import decode_into, run_lengths
 from seglight.data.scenes import split_scenes
 from seglight.data.transforms import Geometry

@@ -14,6 +14,7 @@ from scipy.io import loadmat
 
 from seglight.cli.data import main
 from seglight.data import formats
+from seglight.data.formats.outlines import outline, pieces, rle
 from seglight.data.scenes import CLASSES, MOON, PALETTE, RING, SQUARE, STAR, SUN, THINGS, TRIANGLE, VOID, WIRE, scene
 
 SIZE = (90, 110)
@@ -135,8 +136,8 @@ def test_coco_as_the_official_tool_reads_it(tmp_path, splits):
 
 
 def test_run_lengths_begin_with_what_is_off():
-    assert formats._rle(np.array([[True, False], [True, True]])) == {"counts": [0, 2, 1, 1], "size": [2, 2]}
-    assert formats._rle(np.array([[False, True], [True, True]])) == {"counts": [1, 3], "size": [2, 2]}
+    assert rle(np.array([[True, False], [True, True]])) == {"counts": [0, 2, 1, 1], "size": [2, 2]}
+    assert rle(np.array([[False, True], [True, True]])) == {"counts": [1, 3], "size": [2, 2]}
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -154,7 +155,7 @@ def test_outlines_of_awkward_shapes():
     ]
     for picture in pictures:
         mask = np.array([[c == "#" for c in line] for line in picture])
-        polygons = [formats._outline(piece) for piece in formats._pieces(mask)]
+        polygons = [outline(piece) for piece in pieces(mask)]
         drawn = tool.decode(tool.merge(tool.frPyObjects(polygons, *mask.shape)))
         assert np.array_equal(drawn, mask)
         assert sum(map(area, polygons)) == mask.sum()

@@ -85,7 +85,7 @@ def _next(options: argparse.Namespace) -> str:
         f"--data.root {shlex.quote(str(options.out))} --data.crop [{height},{width}] --trainer.max_steps 200"
     )
     if options.masks == "rgb":
-        from seglight.data.formats import VOID_COLOUR
+        from seglight.data.formats.folder import VOID_COLOUR
         from seglight.data.scenes import CLASSES, PALETTE
 
         colors = {name: list(colour) for name, colour in zip(CLASSES, PALETTE, strict=True)}

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from seglight.data import strokes
 from seglight.data.textures import (
     DIRECTIONS,
     apart,
@@ -360,10 +361,10 @@ def _draw_shape(
     """Add one object to a shape map. The radius is that of its circumscribed circle."""
     turn, stretch = 2 * np.pi * rng.random(), between(rng, 0.8, 1.0)
     if label in (SUN, MOON):
-        _draw_ellipse(shape, at, (radius, radius), 0.0)
+        strokes.ellipse(shape, at, (radius, radius), 0.0)
         return
     if label == RING:
-        _draw_ellipse(shape, at, (radius, stretch * radius), turn, hole=between(rng, 0.45, 0.65))
+        strokes.ellipse(shape, at, (radius, stretch * radius), turn, hole=between(rng, 0.45, 0.65))
         return
     count = {SQUARE: 4, TRIANGLE: 3, STAR: 10}[label]
     angles, reach = np.arange(count) * (2 * np.pi / count), np.full(count, radius)
@@ -375,42 +376,7 @@ def _draw_shape(
         reach[1::2] *= between(rng, 0.36, 0.46)
     across, down = np.cos(angles) * reach, np.sin(angles) * reach * stretch
     cos, sin = np.cos(turn), np.sin(turn)
-    _draw_polygon(shape, at[0] + cos * across - sin * down, at[1] + sin * across + cos * down)
-
-
-def _pixel_centres(shape: np.ndarray, x: tuple[int, int], y: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """The part of a map within limits, and x (w,) and y (h,) of its pixel centres; all in sixteenths of a pixel."""
-    left, right = (min(max(v, 0), shape.shape[1]) for v in (x[0] >> 4, (x[1] >> 4) + 1))
-    top, bottom = (min(max(v, 0), shape.shape[0]) for v in (y[0] >> 4, (y[1] >> 4) + 1))
-    return shape[top:bottom, left:right], np.arange(left, right) * 16 + 8, np.arange(top, bottom) * 16 + 8
-
-
-def _draw_polygon(shape: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """Pixels whose centre has an odd number of sides to its left.
-
-    OpenCV's own polygons and lines are not used here: 4.10 and 5.0 disagree about pixels on the border.
-    """
-    x1, y1 = np.rint(x * 16).astype(np.int64)[:, None], np.rint(y * 16).astype(np.int64)[:, None]
-    x2, y2 = np.concatenate((x1[1:], x1[:1])), np.concatenate((y1[1:], y1[:1]))
-    part, px, py = _pixel_centres(shape, (int(x1.min()), int(x1.max())), (int(y1.min()), int(y1.max())))
-    spans = (y1 <= py) != (y2 <= py)
-    crossing = x1 + (py - y1) * (x2 - x1) // np.where(y1 == y2, 1, y2 - y1)
-    part |= np.logical_xor.reduce(spans[..., None] & (px > crossing[..., None]))
-
-
-def _draw_ellipse(
-    shape: np.ndarray, at: tuple[float, float], radii: tuple[float, float], turn: float, hole: float = 0.0
-) -> None:
-    """An ellipse, or what lies between it and the same one shrunk by the factor `hole`."""
-    cx, cy, a, b = (round(16 * v) for v in (*at, *radii))
-    reach = max(a, b)
-    part, px, py = _pixel_centres(shape, (cx - reach, cx + reach), (cy - reach, cy + reach))
-    cos, sin = round(1024 * np.cos(turn)), round(1024 * np.sin(turn))
-    dx, dy = px - cx, (py - cy)[:, None]
-    u, v = (dx * cos + dy * sin) >> 10, (dy * cos - dx * sin) >> 10
-    level = (u * b) ** 2 + (v * a) ** 2
-    inner = round(16 * hole) ** 2 * (a * b) ** 2 >> 8
-    part |= (level <= (a * b) ** 2) & (level >= inner)
+    strokes.polygon(shape, at[0] + cos * across - sin * down, at[1] + sin * across + cos * down)
 
 
 def _draw_wire(rng: np.random.Generator, shape: np.ndarray) -> None:
@@ -425,31 +391,15 @@ def _draw_wire(rng: np.random.Generator, shape: np.ndarray) -> None:
         t = np.linspace(0, 1, 17)
         x, y = first + (last - first) * t, start + (end - start) * t + 4 * sag * t * (1 - t)
         for cable in range(whole(rng, 1, 3)):
-            _stroke(shape, x, y + cable * apart, thickness)
+            strokes.stroke(shape, x, y + cable * apart, thickness)
     elif kind < 0.8:
         x, lean = between(rng, 0.05, 0.95) * width, between(rng, -0.04, 0.04) * width
         top = between(rng, 0.1, 0.6) * height
-        _stroke(shape, np.array([x, x + lean]), np.array([height + 2.0, top]), whole(rng, 2, 3))
+        strokes.stroke(shape, np.array([x, x + lean]), np.array([height + 2.0, top]), whole(rng, 2, 3))
     else:
         x = np.array([rng.random() * width, rng.random() * width])
         y = np.array([rng.random() * 0.9 * height, rng.random() * 0.9 * height])
-        _stroke(shape, x, y, whole(rng, 1, 3))
-
-
-def _stroke(shape: np.ndarray, x: np.ndarray, y: np.ndarray, thickness: int) -> None:
-    """A line through points, of exactly `thickness` pixels measured along the axis that it runs across."""
-    points = np.rint(np.stack([x, y])).astype(np.int64)
-    way = points[:, 1:] - points[:, :-1]
-    counts = np.maximum(np.abs(way).max(axis=0), 1)  # pixels from each point to the next
-    segment = np.repeat(np.arange(len(counts)), counts)
-    step = np.arange(len(segment)) - (np.cumsum(counts) - counts)[segment]
-    count = counts[segment]
-    px, py = points[:, segment] + (way[:, segment] * step * 2 + count) // (2 * count)
-    level = np.ptp(points[0]) >= np.ptp(points[1])
-    for _ in range(thickness):
-        seen = (px >= 0) & (px < shape.shape[1]) & (py >= 0) & (py < shape.shape[0])
-        shape[py[seen], px[seen]] = 1
-        px, py = (px, py + 1) if level else (px + 1, py)
+        strokes.stroke(shape, x, y, whole(rng, 1, 3))
 
 
 # ---------------------------------------------------------------- weather
