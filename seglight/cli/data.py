@@ -9,14 +9,22 @@ import sys
 VERBS = {
     "sample": "write generated scenes in a well-known file format",
 }
-"""Each verb and what it does. The module `seglight.cli.data_VERB` declares its options and runs it."""
+"""Each verb and what it does. The module `seglight.cli.data_VERB` declares its options and runs it.
+
+With `parser.set_defaults(overrides=[])` it takes the dataset's own options as well: what is left on the command line,
+such as `--data.crop 128`, arrives in `options.overrides`, for `seglight.cli.datamodule.resolve`.
+"""
 
 
 def main(argv: list[str]) -> int:
     """Run `seglight data ...`; returns the exit status: 0 done, 1 failed or findings, 2 wrong usage."""
     verb = argv[0] if argv and argv[0] in VERBS else None
     try:
-        options = _parser(verb).parse_args(argv)
+        parser = _parser(verb)
+        options, rest = parser.parse_known_args(argv)
+        if rest and not (hasattr(options, "overrides") and rest[0].startswith("--data.")):
+            parser.error(f"there is no option {rest[0]}; see seglight data {verb} --help")
+        options.overrides = rest
     except SystemExit as error:  # argparse has printed why
         return int(error.code or 0)
     try:
