@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from timm.layers import FrozenBatchNormAct2d
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 
 def layer_table(network: nn.Module) -> str:
@@ -27,6 +29,8 @@ def layer_table(network: nn.Module) -> str:
             )
         elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             lines.append(f"{name} {type(layer).__name__} {layer.weight.numel()} eps {layer.eps:g}")
+        elif isinstance(layer, FrozenBatchNorm2d | FrozenBatchNormAct2d):
+            lines.append(f"{name} frozen norm {layer.weight.numel()} eps {layer.eps:g}")
         elif isinstance(layer, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
             lines.append(f"{name} {layer}")
     return "\n".join(lines) + "\n"
