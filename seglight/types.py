@@ -31,7 +31,7 @@ class SemanticEvalBatch(TypedDict):
     image: list[Tensor]
     """B tensors uint8 (3, H_i, W_i)."""
     mask: list[Tensor]
-    """B tensors (H_i, W_i), labels 0..K-1 or 255."""
+    """B tensors (H_i, W_i), labels 0..K-1 or 255. All 255 in a test split whose labels are not public."""
     image_id: list[str]
 
 
@@ -68,7 +68,8 @@ class RLE(TypedDict):
 
 
 class InstanceTruth(TypedDict):
-    """Objects of one image in evaluation, as annotated: nothing resampled, no dense masks."""
+    """Objects of one image in evaluation, as annotated: nothing resampled, no dense masks. N = 0 is legal, and what a
+    test split has whose labels are not public."""
 
     boxes: Tensor
     """float32 (N, 4), x1 y1 x2 y2 in pixels."""

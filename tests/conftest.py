@@ -12,6 +12,7 @@ def _isolated(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     changed = {
         "HOME": home,
+        "XDG_CACHE_HOME": home / "cache",
         "TORCH_HOME": home / "torch",
         "HF_HOME": home / "hf",
         "HF_HUB_OFFLINE": "1",
@@ -26,7 +27,7 @@ def _isolated(tmp_path_factory):
     }
     before = dict(os.environ)
     os.environ.update({key: str(value) for key, value in changed.items()})
-    for secret in ("WANDB_API_KEY", "SEGLIGHT_TRACEBACK"):
+    for secret in ("WANDB_API_KEY", "SEGLIGHT_TRACEBACK", "SEGLIGHT_CACHE"):
         os.environ.pop(secret, None)
     torch.set_num_threads(1)
     yield

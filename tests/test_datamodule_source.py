@@ -71,7 +71,8 @@ def test_an_unknown_folder_lists_what_it_holds(tmp_path):
 def test_an_experiment_and_a_part_with_overrides(folders):
     """Parts are relative to the experiment, the dataset's root to where the command is typed."""
     assert type(resolve(EXPERIMENTS / "shapes/quickstart.yaml")) is Shapes
-    module = resolve(EXPERIMENTS / "voc/fcn8s.yaml", ["--data.root", str(folders / "voc"), "--data.train_split=train"])
+    words = ["--data.root", str(folders / "voc"), "--data.train_split=train", "--data.val_split=val"]
+    module = resolve(EXPERIMENTS / "voc/fcn8s.yaml", words)
     assert type(module) is VOC
     assert len(module.split("train")) == 3
     with pytest.raises(FileNotFoundError, match="camvid"):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -13,12 +14,16 @@ from PIL import Image
 from scipy.io import loadmat
 
 from seglight.cli.data import main
+from seglight.cli.data_sample import FORMATS
 from seglight.data import formats
 from seglight.data.formats.outlines import outline, pieces, rle
 from seglight.data.scenes import CLASSES, MOON, PALETTE, RING, SQUARE, STAR, SUN, THINGS, TRIANGLE, VOID, WIRE, scene
 
 SIZE = (90, 110)
-WRITERS = (formats.write_voc, formats.write_coco, formats.write_cityscapes, formats.write_context, formats.write_folder)
+WRITERS = (
+    *(formats.write_voc, formats.write_coco, formats.write_cityscapes, formats.write_context, formats.write_folder),
+    *(formats.write_sbd, formats.write_context_json, formats.write_isbi),
+)
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +222,81 @@ def test_context(tmp_path, splits):
         assert np.array_equal(labels, np.vectorize(lambda label: numbers[expected[label]])(one.mask))
 
 
+def test_cityscapes_with_everything(tmp_path, splits):
+    few = {"train": splits["train"][:8], "test": splits["val"][:1], "train_extra": splits["val"][1:2]}
+    out = formats.write_cityscapes(tmp_path / "out", few, coarse=True, plates=True)
+    folders = {path.relative_to(out).as_posix() for path in out.glob("*/*")}
+    assert folders == {
+        *("leftImg8bit/train", "leftImg8bit/test", "leftImg8bit/train_extra"),
+        *("gtFine/train", "gtFine/test", "gtCoarse/train", "gtCoarse/train_extra"),
+    }
+    plates = 0
+    for path in sorted(out.glob("gt*/*/*/*_labelIds.png")):
+        ids = np.array(Image.open(path))
+        numbers = np.array(Image.open(str(path).replace("labelIds", "instanceIds"))).astype(int)
+        if path.parents[1].name == "test":
+            assert set(np.unique(ids)) == {0, 1, 2} and np.array_equal(ids, numbers)
+            assert json.loads(Path(str(path).replace("labelIds.png", "polygons.json")).read_text())["objects"] == []
+            continue
+        assert np.array_equal(ids == 255, numbers == 65535)
+        plates += (ids == 255).sum()
+        if path.parts[-4] == "gtCoarse" and path.parents[1].name == "train":
+            fine = np.array(Image.open(str(path).replace("gtCoarse", "gtFine")))
+            assert ((ids == fine) | (ids == 0)).all() and 0.3 < (ids > 0).mean() < (fine > 0).mean()
+    assert plates
+    black = out / "leftImg8bit/train_extra/troisdorf/troisdorf_000000_000073_leftImg8bit.png"
+    assert not np.array(Image.open(black)).any()
+
+
+def test_cocostuff(tmp_path, splits):
+    out = formats.write_cocostuff(tmp_path / "out", {**splits, "test": splits["val"][:1]})
+    # Lines of labels.txt of the official repository; a map holds one less.
+    numbers = {0: 157, SQUARE: 1, TRIANGLE: 3, STAR: 7, RING: 13, SUN: 27, MOON: 90, WIRE: 113, VOID: 256}
+    for split, scenes in splits.items():
+        document = json.loads((out / f"annotations/instances_{split}2017.json").read_text())
+        assert len(document["categories"]) == 80 and document["categories"][-1] == {
+            "supercategory": "thing", "id": 90, "name": "toothbrush"
+        }  # fmt: skip
+        for entry, one in zip(document["images"], scenes, strict=True):
+            assert similar(out / f"{split}2017" / entry["file_name"], one.image)
+            with Image.open(out / f"stuffthingmaps/{split}2017" / entry["file_name"].replace("jpg", "png")) as file:
+                assert file.mode == "L" and np.array_equal(np.array(file), np.vectorize(numbers.get)(one.mask) - 1)
+    info = json.loads((out / "annotations/image_info_test-dev2017.json").read_text())
+    assert "annotations" not in info and len(info["categories"]) == 80
+    assert [path.name for path in (out / "test2017").iterdir()] == [info["images"][0]["file_name"]]
+    assert not (out / "stuffthingmaps/test2017").exists()
+
+
+def test_ade20k(tmp_path, splits):
+    out = formats.write_ade20k(tmp_path / "out", splits) / "ADEChallengeData2016"
+    rows = [line.split("\t") for line in (out / "objectInfo150.txt").read_text().splitlines()]
+    assert rows[0] == ["Idx", "Ratio", "Train", "Val", "Name"] and len(rows) == 151
+    names = {0: "sky", SQUARE: "car", TRIANGLE: "tree", STAR: "flower", RING: "plate", WIRE: "pole", SUN: "light"}
+    numbers = {row[-1]: int(row[0]) for row in rows[1:]}
+    values = {label: numbers[name] for label, name in {**names, MOON: "flag"}.items()} | {VOID: 0}
+    for split, folder in (("train", "training"), ("val", "validation")):
+        for k, one in enumerate(splits[split], start=1):
+            assert similar(out / f"images/{folder}/ADE_{split}_{k:08d}.jpg", one.image)
+            with Image.open(out / f"annotations/{folder}/ADE_{split}_{k:08d}.png") as file:
+                assert file.mode == "L" and np.array_equal(np.array(file), np.vectorize(values.get)(one.mask))
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "cocostuff", "ade20k"])
+def test_archives_hold_the_same_files(tmp_path, splits, name):
+    few = {split: scenes[:2] for split, scenes in splits.items()}
+    write = getattr(formats, f"write_{name}")
+    plain, zipped = write(tmp_path / "plain", few), write(tmp_path / "zipped", few, zipped=True)
+    content = {path.relative_to(plain).as_posix(): path.read_bytes() for path in plain.rglob("*.*")}
+    inside = {path.relative_to(zipped).as_posix(): path.read_bytes() for path in zipped.rglob("*.json")}
+    archives = sorted(zipped.glob("*.zip"))
+    for path in archives:
+        top = "stuffthingmaps/" if path.name.startswith("stuffthingmaps") else ""
+        with zipfile.ZipFile(path) as archive:
+            names = [one for one in archive.namelist() if not one.endswith("/")]
+            inside |= {top + one: archive.read(one) for one in names}
+    assert archives and inside == content
+
+
 @pytest.mark.parametrize("masks", ["index", "palette", "rgb"])
 def test_folder(tmp_path, splits, masks):
     out = formats.write_folder(tmp_path / "out", splits, masks=masks)
@@ -298,12 +378,29 @@ def test_sample_writes_the_scenes_of_shapes(tmp_path, capsys):
     assert "is not an empty folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["voc", "coco", "cityscapes", "context"])
+@pytest.mark.parametrize("name", sorted(FORMATS))
 def test_sample_knows_every_format(tmp_path, capsys, name):
     out = tmp_path / "out"
     assert main(["sample", "--format", name, str(out), "--train", "2", "--val", "1", "--size", "48", "50"]) == 0
     look = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Look at:")).split()[-1]
     assert len(list((tmp_path / look).rglob("*.*"))) >= 2
+
+
+@pytest.mark.parametrize(
+    "name, reader", [("cityscapes", "Cityscapes"), ("cocostuff", "COCOStuff"), ("ade20k", "ADE20K")]
+)
+def test_sample_writes_archives(tmp_path, capsys, name, reader):
+    from seglight import data
+
+    out = tmp_path / "out"
+    size = ["--size", "48", "50"]
+    assert main(["sample", "--format", name, "--zipped", str(out), "--train", "2", "--val", "1", *size]) == 0
+    printed = capsys.readouterr().out
+    assert f"Look at:   {out}\n" in printed and f"--data {reader} --data.root {out}" in printed
+    found = getattr(data, reader)(root=str(out)).dataset("train")
+    assert len(found) == 2 and found.fingerprint()["archives"]
+    assert main(["sample", "--format", "voc", "--zipped", str(tmp_path / "voc")]) == 2
+    assert "--zipped goes with --format ade20k" in capsys.readouterr().err and not (tmp_path / "voc").exists()
 
 
 def test_the_printed_command_reads_the_masks(tmp_path, capsys):

@@ -72,8 +72,8 @@ def test_missing_data_says_how_to_get_it(tmp_path):
 
 
 def test_a_missing_list_names_those_there(devkit):
-    with pytest.raises(FileNotFoundError, match=r"trainaug\.txt.*train, trainval, val"):
-        VOC(root=str(devkit), train_split="trainaug").dataset("train")
+    with pytest.raises(FileNotFoundError, match=r"minival\.txt.*train, trainval, val"):
+        VOC(root=str(devkit), train_split="minival").dataset("train")
 
 
 def test_training_on_validation_images_is_refused(devkit):

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
+from seglight.data.decode import DataError
+from seglight.data.faults import FaultySample, Ledger, Loader, Stop
 from seglight.data.samplers import EvalSampler, TrainSampler
 from seglight.data.transforms import TrainTransform, eval_batch, train_batch
+
+if TYPE_CHECKING:
+    from seglight.official import OfficialScores
 
 Split = Literal["train", "val", "test"]
 
@@ -33,6 +39,10 @@ class SemanticDataset(Dataset):
         """One sample: image uint8 (H, W, 3) RGB and label map uint8 (H, W) with 0..K-1 or 255."""
         raise TypeError(f"{type(self).__name__} must define read(index).")
 
+    def view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read`, for those who only look: the arrays may be read-only, and fetched where they are looked at."""
+        return self.read(index)
+
     def check(self, num_classes: int) -> None:
         """Look for faults before training starts. Datasets made of files look at every one of them.
 
@@ -46,7 +56,10 @@ class SemanticDataset(Dataset):
 
 
 class _View(Dataset):
-    """Lets a DataLoader worker build a whole batch at once, each sample written straight into its slot."""
+    """Lets a DataLoader worker build a whole batch at once, each sample written straight into its slot.
+
+    What cannot be read comes back as a `Stop`.
+    """
 
     def __init__(self, length: int, build: Callable[[list[Any]], Any]):
         self.length, self.build = length, build
@@ -55,7 +68,12 @@ class _View(Dataset):
         return self.length
 
     def __getitems__(self, keys: list[Any]) -> Any:
-        return self.build(keys)
+        try:
+            return self.build(keys)
+        except FaultySample as fault:
+            return Stop(f"Sample {fault.name} cannot be read. {fault}")
+        except DataError as error:
+            return Stop(str(error))
 
 
 def _whole(batch: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +99,9 @@ class DataModule(LightningDataModule):
         workers: loader processes per device; 0 loads in the main process. Batches do not depend on it.
         seed: of shuffling and augmentation; by default that of `seed_everything`.
         check: look at every file before training starts, so that a fault costs seconds rather than a night.
+        faulty_samples: what to do about a file that breaks during training: "error" stops and names it; "skip" leaves
+            its sample out of the batch, which is smaller then, and names and counts it. The check before training still
+            refuses what it finds. Validation and test always stop.
     """
 
     task: str
@@ -89,6 +110,10 @@ class DataModule(LightningDataModule):
     """K class names, in label order."""
     palette: tuple[tuple[int, int, int], ...]
     """K RGB colours."""
+    protocol = ""
+    """What the reader of a score must know about this benchmark; printed with it."""
+    id_space: str | None = None
+    """Datasets of one space give the same picture the same id, so that `Mixed` can tell what it is judged by."""
 
     def __init__(
         self,
@@ -97,6 +122,7 @@ class DataModule(LightningDataModule):
         workers: int = 2,
         seed: int | None = None,
         check: bool = True,
+        faulty_samples: Literal["error", "skip"] = "error",
     ):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks is legal in evaluation
@@ -112,6 +138,11 @@ class DataModule(LightningDataModule):
             int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         )  # Lightning puts its seed there
         self.check = check
+        if faulty_samples not in ("error", "skip"):
+            raise ValueError(f"data.faulty_samples is {faulty_samples!r}; it must be error or skip.")
+        self.faulty_samples = faulty_samples
+        self.ledger = Ledger()
+        """The training samples that were skipped."""
         self._datasets: dict[str, Any] = {}
 
     @property
@@ -129,6 +160,10 @@ class DataModule(LightningDataModule):
             self._datasets[split] = self.dataset(split)
         return self._datasets[split]
 
+    def official_scores(self, split: Split) -> OfficialScores | None:
+        """What the benchmark scores beyond mIoU or COCO's AP, for `seglight test`; see `seglight.official`."""
+        return None
+
     def train_builder(self) -> Callable[[list[tuple[int, int]]], Any]:
         """What makes a training batch of pairs of pass number and index; it travels to the workers."""
         raise TypeError(f"{type(self).__name__} must define train_builder().")
@@ -142,7 +177,12 @@ class DataModule(LightningDataModule):
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         wanted = splits.get(self.trainer.state.fn if self.trainer else "fit", ())
         for split in wanted if self.check else ():
-            self.split(split).check(self.num_classes)
+            try:
+                self.split(split).check(self.num_classes)
+            except DataError as error:
+                if split != "train" or self.faulty_samples != "skip":
+                    raise
+                raise DataError(f"{error}\nTo train without what cannot be read, say data.check: false.") from error
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data of the splits in use, for the run folder."""
@@ -171,14 +211,23 @@ class DataModule(LightningDataModule):
 
     def _train_loader(self, sampler: TrainSampler) -> DataLoader:
         view = _View(len(self.split("train")), self.train_builder())
-        return DataLoader(view, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
+        advice = "To leave such samples out of training, say data.faulty_samples: skip."
+        return Loader(
+            view,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            ledger=self.ledger,
+            advice="" if self.faulty_samples == "skip" else advice,
+            **self._loader_options(),
+        )
 
     def _eval_dataloader(self, split: Split) -> DataLoader:
         data = self.split(split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EvalSampler(len(data), rank, world)
         view = _View(len(data), self.eval_builder(split))
-        return DataLoader(view, batch_size=self.val_batch_size, sampler=sampler, **self._loader_options())
+        advice = "Scores of a part of the split would not be those of the split, so none are given."
+        return Loader(view, batch_size=self.val_batch_size, sampler=sampler, advice=advice, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader:
         """Samples at their original size, each image once over all ranks."""
@@ -191,6 +240,26 @@ class DataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The test split; labels travel along and are not looked at."""
         return self._eval_dataloader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: the samples that were skipped, if any."""
+        return {"faulty": dict(self.ledger.reasons)} if self.ledger.reasons else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.ledger.reasons.update(state_dict.get("faulty", {}))
+
+    def teardown(self, stage: str) -> None:
+        """After training, say which samples took no part in it; rank 0 does so for all."""
+        if stage != "fit":
+            return
+        if distributed.is_available() and distributed.is_initialized():
+            found: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(found, self.ledger.reasons)
+            self.ledger.reasons = {name: reason for one in found for name, reason in one.items()}
+            if distributed.get_rank():
+                return
+        self.ledger.report()
 
     def _loader_options(self) -> dict[str, Any]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -219,6 +288,7 @@ class SemanticDataModule(DataModule):
         crop_around: "objects" or "proposals": crops show a box of the image rather than a random part of it, for the
             two stages of DeconvNet; see `seglight.data.boxes.BoxTransform`.
         proposals: a file of `seglight.data.boxes.save_proposals`, for crops around proposals.
+        cache: folder of `seglight data cache`, to read decoded samples from. Batches do not depend on it.
     """
 
     task = "semantic"
@@ -234,9 +304,11 @@ class SemanticDataModule(DataModule):
         jitter: float = 0.0,
         crop_around: Literal["objects", "proposals"] | None = None,
         proposals: str | None = None,
+        cache: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(batch_size=batch_size, **kwargs)
+        self.cache = cache
         if crop is None and batch_size > 1:
             raise ValueError(
                 f"data.crop is null, so images keep their own sizes and cannot be stacked, but data.batch_size is "
@@ -251,10 +323,21 @@ class SemanticDataModule(DataModule):
 
             self.transform = BoxTransform(crop_around, load_proposals(proposals) if proposals else None, **augment)
 
+    def split(self, split: Split) -> SemanticDataset:
+        """`dataset(split)`, built once, from the cache if there is one."""
+        data = super().split(split)
+        if self.cache:
+            from seglight.data.cache import Cached  # which needs the dataset class above
+
+            if not isinstance(data, Cached):
+                data = self._datasets[split] = Cached(data, self.cache, self.classes)
+        return data
+
     def train_builder(self) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
         """Makes a `seglight.types.SemanticBatch`."""
         transform = self.transform.of(self.classes)
-        return partial(train_batch, self.split("train"), transform=transform, seed=self.seed)
+        skip = self.faulty_samples == "skip"
+        return partial(train_batch, self.split("train"), transform=transform, seed=self.seed, skip=skip)
 
     def eval_builder(self, split: Split) -> Callable[[list[int]], dict[str, Any]]:
         """Makes a `seglight.types.SemanticEvalBatch`."""

@@ -124,7 +124,7 @@ class BoxTransform(TrainTransform):
         out: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Image and labels of a crop. Depends on the sample and on `rng` alone."""
-        image, mask = dataset.read(index)
+        image, mask = dataset.view(index)
         box, label = self._box(dataset.ids[index], mask, rng)
         geometry, colours = self.draw_box(rng, mask.shape, box), self.draw_colours(rng)
         image_out, mask_out = out or (None, None)

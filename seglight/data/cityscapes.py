@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from seglight.data.archive import AnyPath, files_below
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.check import listing
 from seglight.data.decode import DataError, Header, _pillow, probe
-from seglight.data.files import FileDataset, locate
+from seglight.data.files import FileDataset, locate, warn_of_missing
 from seglight.data.instance_maps import MapDataset, objects_of
 from seglight.data.instances import InstanceDataModule, Objects
 from seglight.types import IGNORE_INDEX
 
+if TYPE_CHECKING:
+    from seglight.official import OfficialScores
+
 _ADVICE = (
     "To get it: an account at www.cityscapes-dataset.com, and from there leftImg8bit_trainvaltest.zip (11 GB) and "
-    "gtFine_trainvaltest.zip (241 MB), unpacked into one folder; for coarse labels also leftImg8bit_trainextra.zip and "
-    "gtCoarse.zip. Or a miniature: `seglight data sample --format cityscapes OUT`."
+    "gtFine_trainvaltest.zip (241 MB); for coarse labels also leftImg8bit_trainextra.zip (44 GB) and gtCoarse.zip "
+    "(1.3 GB). Put them into one folder, unpacked or as they are. Or a miniature: `seglight data sample --format "
+    "cityscapes OUT`."
 )
 
 CLASSES = {
@@ -32,6 +38,26 @@ CLASSES = {
 """labelId in the files and colour of each of the 19 classes, in the order of their train ids."""
 THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 """The 8 classes whose objects are told apart."""
+ARCHIVES = {
+    "leftImg8bit": ("leftImg8bit_trainvaltest.zip", "leftImg8bit_trainextra.zip"),
+    "gtFine": ("gtFine_trainvaltest.zip",),
+    "gtCoarse": ("gtCoarse.zip",),
+}
+"""The downloads that hold each top folder."""
+COUNTS = {
+    "train": {
+        "aachen": 174, "bochum": 96, "bremen": 316, "cologne": 154, "darmstadt": 85, "dusseldorf": 221, "erfurt": 109,
+        "hamburg": 248, "hanover": 196, "jena": 119, "krefeld": 99, "monchengladbach": 94, "strasbourg": 365,
+        "stuttgart": 196, "tubingen": 144, "ulm": 95, "weimar": 142, "zurich": 122,
+    },
+    "val": {"frankfurt": 267, "lindau": 59, "munster": 174},
+    "test": {"berlin": 544, "bielefeld": 181, "bonn": 46, "leverkusen": 58, "mainz": 298, "munich": 398},
+}  # fmt: skip
+"""Images of each city."""
+BLACK = "troisdorf_000000_000073"
+"""An image of train_extra that is all black in the first release. It is left out of any release, so that all train on
+the same 19,997."""
+_TRAIN_EXTRA = 19_997
 LAST_ID = 33
 _ILLEGAL = 254
 _LABEL_ADVICE = f"labelIds are 0..{LAST_ID}: unpack gtFine again, and look for files that another program wrote."
@@ -41,11 +67,13 @@ class Cityscapes(SemanticDataModule):
     """19 classes at 2048x1024; every other labelId is ignored. Read from `_labelIds.png`: no conversion first.
 
     Args:
-        root: the folder with leftImg8bit and gtFine. Default: $SEGLIGHT_DATA or ./data, and there cityscapes.
-        train_labels: "fine" (2,975 images), "coarse" (train and train_extra, 22,973), or "fine+coarse" (fine train and
+        root: the folder with leftImg8bit and gtFine, or with the zip archives that hold them. What is unpacked counts
+            first. Default: $SEGLIGHT_DATA or ./data, and there cityscapes.
+        train_labels: "fine" (2,975 images), "coarse" (train and train_extra, 22,972), or "fine+coarse" (fine train and
             coarse train_extra, as the papers' best results).
         val_split: a folder of gtFine.
-        test_split: the same, for `seglight test`. The labels of the test split are not public.
+        test_split: the same, for `seglight test`. The labels of "test" are not public: they are all ignored, and so
+            are those of its 1,525 images where gtFine has none.
     """
 
     classes = tuple(CLASSES)
@@ -60,16 +88,16 @@ class Cityscapes(SemanticDataModule):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.root = locate(root, "cityscapes", ("", "cityscapes"), "leftImg8bit", _ADVICE)
+        self.root = locate(root, "cityscapes", ("", "cityscapes"), ("leftImg8bit", *ARCHIVES["leftImg8bit"]), _ADVICE)
         fine = [("gtFine", "train")]
         coarse = [("gtCoarse", "train_extra")]
         train = {"fine": fine, "coarse": [("gtCoarse", "train"), *coarse], "fine+coarse": fine + coarse}
         self.parts = {"train": train[train_labels], "val": [("gtFine", val_split)], "test": [("gtFine", test_split)]}
-        if "train" in (val_split, test_split) and train_labels != "coarse":
+        if {"train", "train_extra"} & {val_split, test_split}:
             raise DataError("Cityscapes: the training split cannot be validated on. Use val.")
 
     def dataset(self, split: Split) -> FileDataset:
-        """The images of a split that have labels."""
+        """The images of a split."""
         return self.files(split, "labelIds")
 
     def files(self, split: Split, kind: Literal["labelIds", "instanceIds"]) -> FileDataset:
@@ -84,23 +112,67 @@ class Cityscapes(SemanticDataModule):
         kind_of = FileDataset if kind == "labelIds" else InstanceIds
         return kind_of(f"Cityscapes {name}", list(names), list(images), list(masks), lut, advice=_LABEL_ADVICE)
 
-    def _pairs(self, labels: str, split: str, kind: str) -> dict[str, tuple[Path, Path]]:
+    def official_scores(self, split: Split) -> OfficialScores | None:
+        """IoU of categories and iIoU, see `seglight.cityscapes_scores`; without _instanceIds.png no iIoU."""
+        from seglight.cityscapes_scores import CityscapesPixels
+
+        if self.split(split).mask_paths[0] is None:
+            return None
+        try:
+            return CityscapesPixels(self.numbers(split))
+        except (DataError, FileNotFoundError):
+            return CityscapesPixels()
+
+    def numbers(self, split: Split) -> Callable[[str], np.ndarray]:
+        """What gives the content of `_instanceIds.png`, uint16 (H, W), of an image id of a split."""
+        files = self.files(split, "instanceIds")
+        places = {name: index for index, name in enumerate(files.ids)}
+        return lambda image_id: files.numbers(places[image_id])
+
+    def _pairs(self, labels: str, split: str, kind: str) -> dict[str, tuple[AnyPath, AnyPath | None]]:
         """Image and mask by name ("aachen_000000_000019"), in the order of the names."""
-        suffix = f"_{labels}_{kind}.png"
-        folders = self.root / "leftImg8bit" / split, self.root / labels / split
-        for folder in folders:
-            if not folder.is_dir():
-                raise FileNotFoundError(f"There is no {folder}. {_ADVICE}")
-        images = {path.name.removesuffix("_leftImg8bit.png"): path for path in folders[0].glob("*/*_leftImg8bit.png")}
-        masks = {path.name.removesuffix(suffix): path for path in folders[1].glob(f"*/*{suffix}")}
+        images, masks = (
+            self._found(folder, split, f"_{end}.png")
+            for folder, end in (("leftImg8bit", "leftImg8bit"), (labels, f"{labels}_{kind}"))
+        )
+        unlabelled = split == "test" and not masks
+        missing = [
+            f"{folder}/{split} (unpacked or in {' or '.join(ARCHIVES[folder])})"
+            for folder, found in (("leftImg8bit", images), (labels, masks))
+            if found is None and not (unlabelled and folder == labels)
+        ]
+        if missing:
+            raise FileNotFoundError(f"There is no {' and no '.join(missing)} in {self.root}. {_ADVICE}")
+        if not images:
+            raise DataError(f"Cityscapes: {self.root}/leftImg8bit/{split} holds no CITY/*_leftImg8bit.png. {_ADVICE}")
+        if unlabelled:
+            masks = dict.fromkeys(images)
         if alone := sorted(set(images) ^ set(masks)):
             raise DataError(
-                f"Cityscapes: {len(alone)} images without a mask or masks without an image in {folders[0]} and "
-                f"{folders[1]}: {listing(alone, 3)}. Unpack the archives again, completely."
+                f"Cityscapes: {len(alone)} images without a mask or masks without an image in leftImg8bit/{split} and "
+                f"{labels}/{split} of {self.root}: {listing(alone, 3)}. Unpack the archives again, completely; or "
+                "remove what is unpacked, and the archives are read."
             )
-        if not images:
-            raise DataError(f"Cityscapes: {folders[0]} holds no CITY/*_leftImg8bit.png. Unpack the archives again.")
-        return {name: (images[name], masks[name]) for name in sorted(images)}
+        pairs = {name: (images[name], masks[name]) for name in sorted(images) if name != BLACK}
+        _compare(f"Cityscapes {labels}/{split}", split, pairs)
+        return pairs
+
+    def _found(self, folder: str, split: str, end: str) -> dict[str, AnyPath] | None:
+        """Files of one kind by name; None without the folder."""
+        found = files_below(self.root, f"{folder}/{split}", ARCHIVES[folder])
+        if found is None:
+            return None
+        return {path.rsplit("/", 1)[-1].removesuffix(end): file for path, file in found.items() if path.endswith(end)}
+
+
+def _compare(name: str, split: str, pairs: Collection[str]) -> None:
+    """Say which cities are not whole."""
+    found = Counter(one.split("_")[0] for one in pairs)
+    if split == "train_extra":
+        warn_of_missing(name, len(pairs), _TRAIN_EXTRA)
+    elif split in COUNTS:
+        cities = [f"{city} {found[city]} of {n}" for city, n in COUNTS[split].items() if found[city] != n]
+        warn_of_missing(name, len(pairs), sum(COUNTS[split].values()), listing(cities, 3))
 
 
 class InstanceIds(FileDataset):
@@ -109,6 +181,9 @@ class InstanceIds(FileDataset):
     def numbers(self, index: int) -> np.ndarray:
         """What the mask file holds, uint16 (H, W)."""
         path = self.mask_paths[index]
+        if path is None:
+            header = probe(self.image_paths[index])
+            return np.zeros((header.height, header.width), np.uint16)
         values = np.array(_pillow(path.read_bytes(), path))
         if values.ndim != 2 or values.min() < 0 or values.max() >= 1 << 16:
             raise DataError(f"{path}: not one channel of 16 bits, as instanceIds have. Unpack gtFine again.")
@@ -120,7 +195,7 @@ class InstanceIds(FileDataset):
         labels = np.where(numbers < 1000, numbers, numbers // 1000)
         return np.where(numbers == 0xFFFF, 255, np.minimum(labels, 254)).astype(np.uint8)
 
-    def probe_mask(self, path: Path) -> Header:
+    def probe_mask(self, path: AnyPath) -> Header:
         """As of a grey image of 8 bits, which is what `values` makes of it."""
         header = probe(path)
         return header._replace(bits=8, mode="L") if header.bits == 16 else header
@@ -146,9 +221,9 @@ class CityscapesInstances(InstanceDataModule):
     """The objects of 8 classes, from `_instanceIds.png` of gtFine: 2,975 images to train on, 500 to validate on.
 
     Args:
-        root: the folder with leftImg8bit and gtFine. Default: $SEGLIGHT_DATA or ./data, and there cityscapes.
+        root: as in `Cityscapes`, like the others.
         val_split: a folder of gtFine.
-        test_split: the same, for `seglight test`.
+        test_split: the same, for `seglight test`; the images of "test" show no object that is public.
         short_side: as elsewhere.
         long_side: as elsewhere.
     """
@@ -165,9 +240,18 @@ class CityscapesInstances(InstanceDataModule):
         long_side: int = 2048,
         **kwargs: Any,
     ):
-        super().__init__(short_side=list(short_side), long_side=long_side, **kwargs)
+        short_sides = short_side if isinstance(short_side, int) else list(short_side)
+        super().__init__(short_side=short_sides, long_side=long_side, **kwargs)
         self.labels = Cityscapes(root, val_split=val_split, test_split=test_split)
 
     def dataset(self, split: Split) -> CityscapesObjects:
-        """The images of a split that have labels."""
+        """The images of a split."""
         return CityscapesObjects(self.labels.files(split, "instanceIds"))
+
+    def official_scores(self, split: Split) -> OfficialScores | None:
+        """Cityscapes' AP and AP50, which differ from COCO's; see `seglight.cityscapes_ap`."""
+        from seglight.cityscapes_ap import CityscapesObjectScores
+
+        if self.split(split).parts[0].mask_paths[0] is None:
+            return None
+        return CityscapesObjectScores(self.labels.numbers(split))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ import numpy as np
 
 from seglight.data.base import Split
 from seglight.data.check import listing, paragraphs
-from seglight.data.coco_check import degenerate, image_faults
+from seglight.data.coco_check import degenerate
 from seglight.data.coco_document import Document
-from seglight.data.coco_json import read
+from seglight.data.coco_index import document as read_document
+from seglight.data.coco_index import file_digest, image_faults
 from seglight.data.decode import DataError, read_image
 from seglight.data.files import locate, refuse_overlap
 from seglight.data.instances import InstanceDataModule, InstanceDataset, Objects, Subset
@@ -40,6 +40,7 @@ class COCODataset(InstanceDataset):
         folder: that the file names are relative to.
         faulty: "error" lets `check` refuse data with any fault; "drop" leaves out what is faulty, and says how much.
         evaluation: keep objects without a pixel or extent when dropping, as COCO's own evaluation counts them.
+        look: at the headers of all images when dropping; the next time only at those that have changed.
 
     Raises:
         DataError: an entry that cannot be used, with `faulty` "error". All findings are in the message, as in `check`.
@@ -52,11 +53,12 @@ class COCODataset(InstanceDataset):
         folder: Path,
         faulty: Literal["error", "drop"] = "error",
         evaluation: bool = False,
+        look: bool = True,
     ):
         self.name, self.folder, self.faulty = name, folder, faulty
         self.document, self.dropped = document, {}
         if faulty == "drop":
-            self._drop(evaluation)
+            self._drop(evaluation, look)
         elif document.faults:
             self.check(len(document.categories))
         if not len(self.document):
@@ -129,8 +131,10 @@ class COCODataset(InstanceDataset):
             )
             raise DataError("\n".join([head, *paragraphs(faults, "case", str(self.folder))]))
 
-    def _drop(self, evaluation: bool) -> None:
-        bad_images, faults = image_faults(self.document, self.folder)
+    def _drop(self, evaluation: bool, look: bool) -> None:
+        bad_images, faults = np.zeros(len(self.document), bool), []
+        if look:
+            bad_images, faults = image_faults(self.document, self.folder)
         faults = [*self.document.faults, *faults]
         bad = np.zeros(len(self.data.ids), bool)
         if not evaluation:
@@ -149,11 +153,8 @@ class COCODataset(InstanceDataset):
 
     def fingerprint(self) -> dict[str, Any]:
         """Number of images and annotations, a SHA-256 of the json file, and what was dropped."""
-        digest = hashlib.sha256()
-        with open(self.document.path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        found = {"samples": len(self), "annotations": len(self.data.ids), "sha256": digest.hexdigest()}
+        sha256 = self.document.sha256 or file_digest(self.document.path)
+        found = {"samples": len(self), "annotations": len(self.data.ids), "sha256": sha256}
         return {**found, "dropped": self.dropped} if self.dropped else found
 
 
@@ -182,11 +183,13 @@ class COCOFormat(InstanceDataModule):
         val_images: folder of the validation images; by default `images`.
         val_annotations: json file of the validation images.
         test_images: the same for `seglight test`; by default the validation images.
-        test_annotations: json file of the test images.
+        test_annotations: json file of the test images. It may lack the list of annotations: such images can be
+            predicted, and show no object in evaluation.
         val_fraction: share of the images that validate when there is one file only; drawn at random.
         split_seed: of that draw. It does not follow the seed of the run, so that runs stay comparable.
         faulty: what to do about broken entries, images and outlines: "error" refuses to start and lists them, "drop"
-            leaves them out of training and lists them. Evaluation drops only what cannot be used at all.
+            leaves them out of training and lists them. Evaluation drops only what cannot be used at all. With
+            data.check false images are not looked at: a broken one stops the run when it is read.
     """
 
     category_ids: tuple[int, ...]
@@ -245,7 +248,7 @@ class COCOFormat(InstanceDataModule):
                 f"{listing(self.category_ids, 5)}). Labels would mean different things: list all of them in each file."
             )
         name = f"{type(self).__name__} {split}"
-        data = COCODataset(name, document, folder, self.faulty, evaluation=split != "train")
+        data = COCODataset(name, document, folder, self.faulty, evaluation=split != "train", look=self.check)
         if self.files["train"] == self.files["val"] == self.files[split]:
             return self._part(data, split)
         if split == "train":
@@ -266,15 +269,14 @@ class COCOFormat(InstanceDataModule):
         return Subset(data, np.sort(chosen), "in_other_splits")
 
     def _refuse_overlap(self, train: COCODataset, folder: Path, file: Path) -> None:
-        names = [
-            [f"{folder.resolve()}/{name}" for name in Strings(document.packed.names, document.packed.name_starts)]
-            for document, folder in ((train.document, train.folder), (self._document(file), folder))
-        ]
+        places = ((train.document.packed, train.folder.resolve()), (self._document(file).packed, folder.resolve()))
+        names = [[f"{place}/{name}" for name in Strings(data.names, data.name_starts)] for data, place in places]
         refuse_overlap(train.name.removesuffix(" train"), *names)
 
     def _document(self, file: Path) -> Document:
         if file not in self._documents:
-            self._documents[file] = read(file)
+            labelled = file != self.files["test"][1] or file in (self.files["train"][1], self.files["val"][1])
+            self._documents[file] = read_document(file, labelled)
         return self._documents[file]
 
 
@@ -285,7 +287,8 @@ class COCO(COCOFormat):
         root: the folder with annotations, train2017 and val2017. Default: $SEGLIGHT_DATA or ./data, and there coco.
         train_split: folder of images, and part of the file name annotations/instances_{split}.json.
         val_split: the same, for validation.
-        test_split: the same, for `seglight test`. The labels of test2017 are not public.
+        test_split: the same, for `seglight test`; or "test-dev2017" or "test2017", whose images are in test2017 and
+            listed in annotations/image_info_{split}.json. Their labels are not public: they can be predicted.
         faulty: as in `COCOFormat`. The official training file has a box without height, hence "drop".
     """
 
@@ -303,13 +306,16 @@ class COCO(COCOFormat):
         if train_split in (val_split, test_split):
             raise DataError(f"COCO: {train_split} cannot be trained and judged on. Choose another data.train_split.")
         file = str(self.root / "annotations/instances_{}.json")
+        unlabelled = test_split.startswith("test") and not Path(file.format(test_split)).is_file()
         super().__init__(  # each argument by its name: the command line's help leaves out what is given here
             images=str(self.root / train_split),
             annotations=file.format(train_split),
             val_images=str(self.root / val_split),
             val_annotations=file.format(val_split),
-            test_images=str(self.root / test_split),
-            test_annotations=file.format(test_split),
+            test_images=str(self.root / ("test2017" if unlabelled else test_split)),
+            test_annotations=str(self.root / f"annotations/image_info_{test_split}.json")
+            if unlabelled
+            else file.format(test_split),
             faulty=faulty,
             **kwargs,
         )

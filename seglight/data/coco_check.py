@@ -16,10 +16,15 @@ from seglight.data.packed import Strings
 _BEYOND = 1.0  # pixels that a box may leave the image by: annotation tools round
 
 
-def image_faults(document: Document, folder: Path) -> tuple[np.ndarray, list[Fault]]:
+def image_faults(document: Document, folder: Path, wanted: np.ndarray | None = None) -> tuple[np.ndarray, list[Fault]]:
     """Image files that are missing, broken or of another size than the json says: bool (N,) and findings.
 
     Only headers are read, 8 files at a time.
+
+    Args:
+        document: of N images.
+        folder: that the file names are relative to.
+        wanted: bool (N,), images to look at; by default all.
     """
     data = document.packed
     names = Strings(data.names, data.name_starts)
@@ -48,9 +53,12 @@ def image_faults(document: Document, folder: Path) -> tuple[np.ndarray, list[Fau
             return Fault(3, rule, f"{where}: {size[0]}x{size[1]}, json {said[0]}x{said[1]}")
         return None
 
+    chosen = range(len(document)) if wanted is None else np.flatnonzero(wanted).tolist()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(look, range(len(document))))
-    return np.array([fault is not None for fault in found], bool), [fault for fault in found if fault]
+        found = list(pool.map(look, chosen))
+    bad = np.zeros(len(document), bool)
+    bad[[index for index, fault in zip(chosen, found, strict=True) if fault]] = True
+    return bad, [fault for fault in found if fault]
 
 
 def degenerate(document: Document) -> tuple[np.ndarray, list[Fault]]:
@@ -58,6 +66,8 @@ def degenerate(document: Document) -> tuple[np.ndarray, list[Fault]]:
 
     Official COCO has some. Its evaluation counts them; training has no use for them.
     """
+    if document.degenerate is not None:
+        return document.degenerate
     data = document.packed
     of_image = np.repeat(np.arange(len(document)), np.diff(data.first))
     limit = np.stack([data.widths[of_image], data.heights[of_image]], 1)

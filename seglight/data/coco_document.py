@@ -31,6 +31,14 @@ class Document:
     `boxes` (float32 x1 y1 x2 y2), and `rows`, the place of their outlines. Outline r: polygons `parts[r]` to
     `parts[r + 1]`, each with `points` from `part_starts`, float64 x, y, x, y...; or `rle` (uint8) from `rle_starts`."""
     faults: list[Fault] = field(default_factory=list)
+    labelled: bool = True
+    """False if the file has no list of annotations, as those of COCO's test images."""
+    index: Path | None = None
+    """Folder of what is known about the file from an earlier time, see `seglight.data.coco_index`."""
+    sha256: str | None = None
+    """Of the file, where it is known."""
+    degenerate: tuple[np.ndarray, list[Fault]] | None = None
+    """What `seglight.data.coco_check.degenerate` finds, where it is known."""
 
     def __len__(self) -> int:
         return len(self.packed.image_ids)
@@ -59,10 +67,10 @@ class Document:
         arrays = {
             **{name: getattr(old, name)[images] for name in ("image_ids", "heights", "widths")},
             **{name: getattr(old, name)[annotations] for name in ("ids", "labels", "iscrowd", "area", "boxes", "rows")},
-            **{name: getattr(old, name) for name in ("parts", "part_starts", "points", "rle", "rle_starts")},
         }
         first = np.concatenate([[0], np.cumsum(counts)])
-        return replace(self, packed=Packed(names=names, name_starts=name_starts, first=first, **arrays))
+        packed = old.replaced(names=names, name_starts=name_starts, first=first, **arrays)
+        return replace(self, packed=packed, index=None, degenerate=None)
 
 
 def pixels(document: Document, annotations: np.ndarray) -> np.ndarray:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,20 +29,72 @@ _UNKNOWN = -1.0
 _FORMAT = "See https://cocodataset.org/#format-data."
 
 
-def read(path: str | Path) -> Document:
-    """Read a file.
+def read(path: str | Path, labelled: bool = True, points: Path | None = None) -> Document:
+    """Read a file; a large one in pieces, on all processor cores.
+
+    Args:
+        path: the file.
+        labelled: whether there must be a list of annotations; the files of COCO's test images have none.
+        points: file to write the corners of a large one to, as `.npy`, rather than keep them in memory.
 
     Raises:
         DataError: no json, or no list of images, annotations or categories in it.
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    images, annotations = _Images(), _Annotations()
-    categories: list[tuple[int, str]] = []
-    faults, seen = [], set()
-    for name, number, one in _entries(path):
+    found = _in_pieces(path, points) or _parse(path, _text(path))
+    if missing := [name for name in LISTS if name not in found.seen and (labelled or name != "annotations")]:
+        raise DataError(f"{path} has no {' and no '.join(missing)}, so it is no COCO instance file. {_FORMAT}")
+    categories, faults = _categories(path, found.categories), found.faults
+    packed = _pack(found.images, found.columns, [number for number, _ in categories], faults)
+    document = Document(
+        path, *(tuple(part) for part in zip(*categories, strict=True)), packed, faults, "annotations" in found.seen
+    )
+    unknown = np.flatnonzero(packed.area == _UNKNOWN)
+    if len(unknown):
+        packed.area[unknown] = pixels(document, unknown)
+    return document
+
+
+class _Found(NamedTuple):
+    """The entries of a file."""
+
+    images: Images
+    columns: dict[str, np.ndarray]
+    """Of the annotations, see `Annotations.columns`."""
+    categories: list[tuple[int, str]]
+    faults: list[Fault]
+    seen: set[str]
+    """Names of the lists."""
+    cut: int | None
+    """How many faults come before the list of annotations, if it is the mark of one that was cut out."""
+
+
+def _in_pieces(path: Path, points: Path | None) -> _Found | None:
+    """As `_parse`, with the annotations read by several processes; None if the file is small, unusual or broken."""
+    from seglight.data.coco_pieces import MARK, read_pieces  # which needs the classes of this file
+
+    if (pieces := read_pieces(path, points)) is None:
+        return None
+    rest, columns, faults = pieces
+    try:
+        found = _parse(path, rest, MARK)
+    except DataError:  # to be raised with its line in the whole file
+        return None
+    if found.cut is None or len(found.columns["ids"]):  # what was cut out is not the list of annotations, or not all
+        return None
+    return found._replace(columns=columns, faults=found.faults[: found.cut] + faults + found.faults[found.cut :])
+
+
+def _parse(path: Path, text: str, mark: str | None = None) -> _Found:
+    images, annotations, categories = Images(), Annotations(), []
+    faults, seen, cut = [], set(), None
+    for name, number, one in _entries(path, text):
         seen.add(name)
         if number is None:
+            continue
+        if mark is not None and one == mark and (name, number) == ("annotations", 0):
+            cut = len(faults)
             continue
         try:
             if name == "images":
@@ -51,38 +103,36 @@ def read(path: str | Path) -> Document:
                 annotations.add(one)
             else:
                 categories.append((_take(one, "id", _WHOLE), _take(one, "name", (str,))))
-        except _Unusable as error:
-            where = one["id"] if isinstance(one, dict) and type(one.get("id")) is int else f"[{number}]"
-            faults.append(Fault(error.rank, str(error), f"{LISTS[name]} {where}"))
-            if name == "images" and isinstance(where, int):
-                images.bad.add(where)
-    if missing := [name for name in LISTS if name not in seen]:
-        raise DataError(f"{path} has no {' and no '.join(missing)}, so it is no COCO instance file. {_FORMAT}")
-    categories = _categories(path, categories)
-    packed = _pack(images, annotations, [number for number, _ in categories], faults)
-    document = Document(path, *(tuple(part) for part in zip(*categories, strict=True)), packed, faults)
-    unknown = np.flatnonzero(packed.area == _UNKNOWN)
-    if len(unknown):
-        packed.area[unknown] = pixels(document, unknown)
-    return document
+        except Unusable as error:
+            faults.append(error.fault(name, one, number))
+            if name == "images" and type(one) is dict and type(one.get("id")) is int:
+                images.bad.add(one["id"])
+    return _Found(images, annotations.columns(), categories, faults, seen, cut)
 
 
-class _Unusable(Exception):
-    """An entry that cannot be used. The text is the rule that it breaks."""
+class Unusable(Exception):
+    """An entry that cannot be used: the rank of the fault, and the rule that it breaks."""
 
-    def __init__(self, rank: int, rule: str):
-        super().__init__(rule)
-        self.rank = rank
+    def __str__(self) -> str:
+        return self.args[1]
+
+    def fault(self, name: str, one: Any, number: int) -> Fault:
+        """The finding about the entry `one`, which has this number in the list `name`."""
+        where = one["id"] if isinstance(one, dict) and type(one.get("id")) is int else f"[{number}]"
+        return Fault(*self.args, f"{LISTS[name]} {where}")
 
 
-def _entries(path: Path) -> Iterator[tuple[str, int | None, Any]]:
-    """List, number and content of every entry; the number is None once at the beginning of each list."""
+def _text(path: Path) -> str:
     try:
-        text = path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}). Export it again."
         ) from error
+
+
+def _entries(path: Path, text: str, lists: Collection[str] = LISTS) -> Iterator[tuple[str, int | None, Any]]:
+    """List, number and content of every entry; the number is None once at the beginning of each of the `lists`."""
     decode, at, place = json.JSONDecoder().raw_decode, 0, "the beginning"
 
     def skip(to: int) -> int:
@@ -103,7 +153,7 @@ def _entries(path: Path) -> Iterator[tuple[str, int | None, Any]]:
             place, at = repr(name), skip(at)
             expect(":", at)
             at = skip(at + 1)
-            if name in LISTS and text[at : at + 1] == "[":
+            if name in lists and text[at : at + 1] == "[":
                 yield name, None, None
                 number, at = 0, skip(at + 1)
                 while text[at : at + 1] != "]":
@@ -131,16 +181,18 @@ def _entries(path: Path) -> Iterator[tuple[str, int | None, Any]]:
 def _take(entry: Any, key: str, kinds: tuple[type, ...], default: Any = ...) -> Any:
     """The value of a key, of one of these types (True and False are no numbers)."""
     if type(entry) is not dict:
-        raise _Unusable(0, f"not a mapping. {_FORMAT}")
+        raise Unusable(0, f"not a mapping. {_FORMAT}")
     value = entry.get(key, default)
     if value is ...:
-        raise _Unusable(0, f"no {key!r}. {_FORMAT}")
+        raise Unusable(0, f"no {key!r}. {_FORMAT}")
     if type(value) not in kinds and value is not default:
-        raise _Unusable(0, f"{key!r} must be {' or '.join(kind.__name__ for kind in kinds)}. {_FORMAT}")
+        raise Unusable(0, f"{key!r} must be {' or '.join(kind.__name__ for kind in kinds)}. {_FORMAT}")
     return value
 
 
-class _Images:
+class Images:
+    """The list of images, entry by entry."""
+
     def __init__(self) -> None:
         self.ids, self.heights, self.widths, self.names = array("q"), array("q"), array("q"), []
         self.bad: set[int] = set()
@@ -149,15 +201,16 @@ class _Images:
         self._files: set[str] = set()
 
     def add(self, one: Any) -> None:
+        """Take an entry, or raise `Unusable`."""
         number, name = _take(one, "id", _WHOLE), _take(one, "file_name", (str,))
         height, width = _take(one, "height", _WHOLE), _take(one, "width", _WHOLE)
         if min(height, width) < 1 or max(height, width) > 1 << 20 or not -(1 << 63) <= number < 1 << 63:
-            raise _Unusable(0, "'id', 'height' or 'width' is out of range. Look at what wrote the file.")
+            raise Unusable(0, "'id', 'height' or 'width' is out of range. Look at what wrote the file.")
         if name in self._files:
-            raise _Unusable(1, "its file is listed for another image, too. Remove one of the entries.")
+            raise Unusable(1, "its file is listed for another image, too. Remove one of the entries.")
         self._files.add(name)
         if number in self._seen:
-            raise _Unusable(1, "its id is that of another image. Give every image an id of its own.")
+            raise Unusable(1, "its id is that of another image. Give every image an id of its own.")
         self._seen.add(number)
         self.ids.append(number)
         self.heights.append(height)
@@ -165,7 +218,9 @@ class _Images:
         self.names.append(name.encode())
 
 
-class _Annotations:
+class Annotations:
+    """The list of annotations, entry by entry."""
+
     def __init__(self) -> None:
         self.ids, self.image_ids, self.category_ids = array("q"), array("q"), array("q")
         self.iscrowd, self.area, self.boxes = array("b"), array("d"), array("d")
@@ -173,13 +228,14 @@ class _Annotations:
         self.rle_lengths, self.rle, self.rle_sizes = array("q"), bytearray(), array("q")
 
     def add(self, one: Any) -> None:
+        """Take an entry, or raise `Unusable`."""
         numbers = [_take(one, key, _WHOLE) for key in ("id", "image_id", "category_id")]
         crowd = _take(one, "iscrowd", (int, bool), 0)
         area = _take(one, "area", _NUMBER, None)
         box = _take(one, "bbox", (list,), None)
         outline = _take(one, "segmentation", (list, dict), None)
         if crowd not in (0, 1) or max(map(abs, numbers)) >= 1 << 63:
-            raise _Unusable(4, "'iscrowd' must be 0 or 1, and ids must fit into 64 bits.")
+            raise Unusable(4, "'iscrowd' must be 0 or 1, and ids must fit into 64 bits.")
         polygons, rle, size = [], b"", (0, 0)
         if isinstance(outline, dict):
             rle, size = _rle(outline)
@@ -190,7 +246,7 @@ class _Annotations:
         except (TypeError, OverflowError):
             box = ()
         if len(box) != 4:
-            raise _Unusable(4, "'bbox' must be four numbers: x, y, width, height.")
+            raise Unusable(4, "'bbox' must be four numbers: x, y, width, height.")
         for column, number in zip((self.ids, self.image_ids, self.category_ids), numbers, strict=True):
             column.append(number)
         self.iscrowd.append(crowd)
@@ -204,22 +260,27 @@ class _Annotations:
         self.rle += rle
         self.rle_sizes.extend(size)
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """All entries as flat arrays, under the names of the attributes."""
+        found = {name: np.asarray(column) for name, column in self.__dict__.items() if isinstance(column, array)}
+        return {**found, "rle": np.frombuffer(self.rle, np.uint8)}
+
 
 def _polygons(outline: Any) -> list[array]:
     if not outline:
-        raise _Unusable(6, "no 'segmentation'. Objects need an outline; boxes alone do not do.")
+        raise Unusable(6, "no 'segmentation'. Objects need an outline; boxes alone do not do.")
     polygons = []
     for part in outline:
         if type(part) is not list:
-            raise _Unusable(6, "'segmentation' must be a list of polygons, each a list: [[x, y, x, y, ...]].")
+            raise Unusable(6, "'segmentation' must be a list of polygons, each a list: [[x, y, x, y, ...]].")
         try:
             polygon = array("d", part)
         except (TypeError, OverflowError):
-            raise _Unusable(6, "a polygon with something else than numbers.") from None
+            raise Unusable(6, "a polygon with something else than numbers.") from None
         if len(polygon) % 2:
-            raise _Unusable(6, "a polygon with an odd number of coordinates. Points are pairs x, y.")
+            raise Unusable(6, "a polygon with an odd number of coordinates. Points are pairs x, y.")
         if len(polygon) < 6:
-            raise _Unusable(6, "a polygon with fewer than 3 points. Remove the part, or the object.")
+            raise Unusable(6, "a polygon with fewer than 3 points. Remove the part, or the object.")
         polygons.append(polygon)
     return polygons
 
@@ -229,7 +290,7 @@ def _rle(outline: dict[str, Any]) -> tuple[bytes, tuple[int, int]]:
 
     size, counts = outline.get("size"), outline.get("counts")
     if type(size) is not list or len(size) != 2 or any(type(n) is not int or not 0 < n <= 1 << 20 for n in size):
-        raise _Unusable(6, "an RLE needs its 'size': [height, width].")
+        raise Unusable(6, "an RLE needs its 'size': [height, width].")
     if isinstance(counts, str):
         runs = run_lengths(counts.encode())
     elif isinstance(counts, list) and all(type(run) is int for run in counts):
@@ -237,9 +298,9 @@ def _rle(outline: dict[str, Any]) -> tuple[bytes, tuple[int, int]]:
     else:
         runs = None
     if runs is None:
-        raise _Unusable(6, "the 'counts' of an RLE must be a list of whole numbers or COCO's compressed string.")
+        raise Unusable(6, "the 'counts' of an RLE must be a list of whole numbers or COCO's compressed string.")
     if (runs < 0).any() or runs.sum() != size[0] * size[1]:
-        raise _Unusable(6, "an RLE whose counts do not add up to height x width of its 'size'.")
+        raise Unusable(6, "an RLE whose counts do not add up to height x width of its 'size'.")
     if isinstance(counts, str):
         return counts.encode(), (size[0], size[1])
     return coco.frPyObjects({"size": size, "counts": counts}, *size)["counts"], (size[0], size[1])
@@ -265,17 +326,16 @@ def _categories(path: Path, found: list[tuple[int, str]]) -> list[tuple[int, str
     return found
 
 
-def _pack(images: _Images, annotations: _Annotations, category_ids: list[int], faults: list[Fault]) -> Packed:
+def _pack(images: Images, columns: dict[str, np.ndarray], category_ids: list[int], faults: list[Fault]) -> Packed:
     """Arrays of all entries that refer to known images and categories, ordered by image; the others become faults."""
     names, name_starts = pack_bytes(images.names)
     image_ids, heights, widths = map(np.asarray, (images.ids, images.heights, images.widths))
-    columns = (annotations.ids, annotations.image_ids, annotations.category_ids, annotations.area)
-    ids, of_image, of_category, area = map(np.asarray, columns)
+    ids, of_image, of_category, area = (columns[name] for name in ("ids", "image_ids", "category_ids", "area"))
     image, known_image = _find(image_ids, of_image)
     label, known_label = _find(np.array(category_ids, np.int64), of_category)
-    boxes, points = np.asarray(annotations.boxes).reshape(-1, 4), np.asarray(annotations.points)
-    parts, part_starts = _starts(annotations.parts), _starts(annotations.part_lengths)
-    rle_starts, rle_sizes = _starts(annotations.rle_lengths), np.asarray(annotations.rle_sizes).reshape(-1, 2)
+    boxes, points = columns["boxes"].reshape(-1, 4), columns["points"]
+    parts, part_starts, rle_starts = (_starts(columns[name]) for name in ("parts", "part_lengths", "rle_lengths"))
+    rle_sizes = columns["rle_sizes"].reshape(-1, 2)
 
     bad_part = np.searchsorted(part_starts, np.flatnonzero(~np.isfinite(points)), "right") - 1
     broken = ~np.isfinite(boxes).all(1) | ~np.isfinite(area)
@@ -308,14 +368,14 @@ def _pack(images: _Images, annotations: _Annotations, category_ids: list[int], f
         first=np.searchsorted(image[rows], np.arange(len(image_ids) + 1)),
         ids=ids[rows],
         labels=label[rows],
-        iscrowd=np.asarray(annotations.iscrowd).astype(bool)[rows],
+        iscrowd=columns["iscrowd"].astype(bool)[rows],
         area=area[rows],
         boxes=np.concatenate([boxes[rows, :2], boxes[rows, :2] + boxes[rows, 2:]], 1).astype(np.float32),
         rows=rows,
         parts=parts,
         part_starts=part_starts,
         points=points,
-        rle=np.frombuffer(annotations.rle, np.uint8),
+        rle=columns["rle"],
         rle_starts=rle_starts,
     )
 
@@ -329,5 +389,5 @@ def _find(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return place, known[place] == wanted
 
 
-def _starts(lengths: array) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -11,11 +11,14 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from seglight.data.archive import AnyPath, Member
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
@@ -46,7 +49,7 @@ class Header(NamedTuple):
     """False when the end marker of a JPEG or PNG is missing."""
 
 
-def read_image(path: str | Path, exif: bool = False) -> np.ndarray:
+def read_image(path: str | AnyPath, exif: bool = False) -> np.ndarray:
     """Decode an image file to uint8 (H, W, 3) RGB.
 
     Grey is repeated over the channels, a palette is looked up, CMYK is converted by Pillow (without its ICC profile)
@@ -61,7 +64,7 @@ def read_image(path: str | Path, exif: bool = False) -> np.ndarray:
         DataError: truncated or undecodable file, more than 8 bits per channel, several pages, refused orientation.
         FileNotFoundError: no such file.
     """
-    data = Path(path).read_bytes()
+    data = contents(path)
     header = _header(data, path)
     if fault := image_fault(header, exif):
         raise DataError(f"{path}: {fault}")
@@ -80,14 +83,14 @@ def read_image(path: str | Path, exif: bool = False) -> np.ndarray:
     return image
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | AnyPath) -> np.ndarray:
     """Decode a label file to uint8 (H, W): the indices of a palette image, the values of a grey one, 0/1 of mode 1.
 
     Raises:
         DataError: as `read_image`, and for RGB masks (no labels without a colour map) and JPEG (does not keep labels).
         FileNotFoundError: no such file.
     """
-    data = Path(path).read_bytes()
+    data = contents(path)
     header = _header(data, path)
     if fault := mask_fault(header):
         raise DataError(f"{path}: {fault}")
@@ -99,13 +102,27 @@ def read_mask(path: str | Path) -> np.ndarray:
     return mask
 
 
-def probe(path: str | Path) -> Header:
+def contents(path: str | AnyPath) -> bytes:
+    """The bytes of a file, on disk or in an archive.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    return Path(path).read_bytes() if isinstance(path, str) else path.read_bytes()
+
+
+def probe(path: str | AnyPath) -> Header:
     """The header of a file, from its first and last bytes only.
+
+    The last bytes of a deflated member of an archive are behind all others, so a large one counts as complete: the
+    checksum tells when it is read.
 
     Raises:
         DataError: not an image.
         FileNotFoundError: no such file.
     """
+    if not isinstance(path, (str, Path)):
+        return _probe_member(path)
     with open(path, "rb") as file:
         data = file.read(_HEAD)
         size = file.seek(0, io.SEEK_END)
@@ -121,6 +138,21 @@ def probe(path: str | Path) -> Header:
             file.seek(0)
             data = file.read()
     return _header(data, path)
+
+
+def _probe_member(path: Member) -> Header:
+    if path.stat().st_size > _HEAD:
+        head, tail = path.ends(_HEAD, _TAIL)
+        if head.startswith((_JPEG, _PNG)):
+            try:
+                header = _header(head + (tail or b""), path)
+            except DataError:  # as in `probe`
+                header = None
+            if header is not None and tail is None:
+                header = header._replace(complete=True)
+            if header is not None and header.complete:
+                return header
+    return _header(path.read_bytes(), path)
 
 
 def image_fault(header: Header, exif: bool = False) -> str | None:
@@ -166,7 +198,7 @@ def mask_fault(header: Header, colours: bool = False) -> str | None:
     return None
 
 
-def _pillow(data: bytes, path: str | Path) -> Image.Image:
+def _pillow(data: bytes, path: str | AnyPath) -> Image.Image:
     """Pillow's picture, fully decoded; unlike OpenCV it raises when pixels are missing."""
     try:
         picture = Image.open(io.BytesIO(data))
@@ -176,7 +208,7 @@ def _pillow(data: bytes, path: str | Path) -> Image.Image:
     return picture
 
 
-def _unfiltered_png(data: bytes, header: Header, path: str | Path) -> np.ndarray | None:
+def _unfiltered_png(data: bytes, header: Header, path: str | AnyPath) -> np.ndarray | None:
     """Pixels of an 8-bit one-channel PNG with unfiltered rows, or None if it is not one.
 
     Palette PNGs are unfiltered by convention, so inflating is all they need: half of Pillow's time, independent of
@@ -203,7 +235,7 @@ def _unfiltered_png(data: bytes, header: Header, path: str | Path) -> np.ndarray
     return None if table[:, 0].any() else np.ascontiguousarray(table[:, 1:])
 
 
-def _header(data: bytes, path: str | Path) -> Header:
+def _header(data: bytes, path: str | AnyPath) -> Header:
     try:
         if data.startswith(_JPEG):
             return _jpeg_header(data)

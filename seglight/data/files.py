@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +13,15 @@ from typing import Any
 import cv2
 import numpy as np
 
+from seglight.data.archive import AnyPath, sources
 from seglight.data.base import SemanticDataset
 from seglight.data.check import SIZE_RULE, check, fingerprint, listing
 from seglight.data.decode import DataError, Header, mask_fault, probe, read_image, read_mask
+from seglight.data.packed import Paths
 from seglight.data.palette import Colour
+from seglight.types import IGNORE_INDEX
+
+log = logging.getLogger(__name__)
 
 
 class FileDataset(SemanticDataset):
@@ -24,8 +30,9 @@ class FileDataset(SemanticDataset):
     Args:
         name: of dataset and split, for messages.
         ids: names of the samples.
-        image_paths: one file per sample.
-        mask_paths: one file per sample.
+        image_paths: one file per sample, on disk or in an archive (`seglight.data.archive`).
+        mask_paths: one file per sample. None for a split without public labels: every mask is 255 then, of the size of
+            its image, so that the split can be predicted and submitted.
         lut: uint8 (256,), the label of each value in the mask files; None where they are labels already. A value that
             must not occur maps to a number of classes or more below 255, which `check` reports.
         colours: label of each RGB colour, for masks that show colours; palette indices do not count then.
@@ -36,21 +43,22 @@ class FileDataset(SemanticDataset):
         self,
         name: str,
         ids: Sequence[str],
-        image_paths: Sequence[Path],
-        mask_paths: Sequence[Path],
+        image_paths: Sequence[AnyPath],
+        mask_paths: Sequence[AnyPath | None] | None,
         lut: np.ndarray | None = None,
         colours: dict[Colour, int] | None = None,
         advice: str = "They are not in data.values: add them there, or to data.ignore.",
     ):
-        if not len(ids) == len(image_paths) == len(mask_paths):
-            raise ValueError(f"{name}: {len(ids)} ids, {len(image_paths)} images and {len(mask_paths)} masks.")
+        masks: Sequence[AnyPath | None] = [None] * len(ids) if mask_paths is None else mask_paths
+        if not len(ids) == len(image_paths) == len(masks):
+            raise ValueError(f"{name}: {len(ids)} ids, {len(image_paths)} images and {len(masks)} masks.")
         if not ids:
             raise DataError(f"{name} has no samples. Look at the folder and the list that it is read from.")
         if len(set(ids)) != len(ids):
             twice = sorted(name for name, count in Counter(ids).items() if count > 1)
             raise DataError(f"{name}: listed more than once: {listing(twice)}. Edit the list.")
         self.name, self.ids = name, list(ids)
-        self.image_paths, self.mask_paths = list(image_paths), list(mask_paths)
+        self.image_paths, self.mask_paths = Paths.of(image_paths), Paths.of(masks)
         self.lut = None if lut is None else np.asarray(lut, np.uint8)
         self.advice = advice
         self.colours = tuple(sorted(colours.items())) if colours else None
@@ -61,17 +69,23 @@ class FileDataset(SemanticDataset):
         Raises:
             DataError: a file that `seglight.data.decode` refuses, different sizes, a colour that is not in the map.
         """
-        image, mask = read_image(self.image_paths[index]), self.values(index)
+        image = read_image(self.image_paths[index])
+        if self.mask_paths[index] is None:
+            return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+        mask = self.values(index)
         if image.shape[:2] != mask.shape:
             raise DataError(f"{self.image_paths[index]}, {self.mask_paths[index]}: {SIZE_RULE}")
         return image, mask if self.lut is None else cv2.LUT(mask, self.lut)
 
     def values(self, index: int) -> np.ndarray:
-        """What the mask file holds, uint8 (H, W): the labels before `lut`."""
+        """What the mask file holds, uint8 (H, W): the labels before `lut`; 255 where there is no file."""
         path = self.mask_paths[index]
+        if path is None:
+            header = probe(self.image_paths[index])
+            return np.full((header.height, header.width), IGNORE_INDEX, np.uint8)
         return read_mask(path) if self.colours is None else _labels_of_colours(path, self.colours)
 
-    def probe_mask(self, path: Path) -> Header:
+    def probe_mask(self, path: AnyPath) -> Header:
         """What a mask file says of itself before it is decoded; masks in other than image files override it."""
         return probe(path)
 
@@ -80,18 +94,19 @@ class FileDataset(SemanticDataset):
         check(self, num_classes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `seglight.data.check.fingerprint`."""
-        return fingerprint(self)
+        """See `seglight.data.check.fingerprint`; and the archives that samples are read from, if any."""
+        archives = sources(self.image_paths, self.mask_paths)
+        return {**fingerprint(self), **({"archives": archives} if archives else {})}
 
 
-def locate(root: str | None, name: str, inside: Sequence[str], needed: str, advice: str) -> Path:
-    """The folder of a known dataset: the one among `inside` that holds the file or folder `needed`.
+def locate(root: str | None, name: str, inside: Sequence[str], needed: str | Sequence[str], advice: str) -> Path:
+    """The folder of a known dataset: the one among `inside` that holds the file or folder `needed`, or one of several.
 
     Args:
         root: where the user says it is; None looks in $SEGLIGHT_DATA and ./data, and there in `name` first.
         name: usual name of the folder.
         inside: subfolders of the root in which the data may lie, "" for the root itself.
-        needed: a path that tells that it is the right folder.
+        needed: a path that tells that it is the right folder; or several, each of which does.
         advice: how to get the data.
 
     Raises:
@@ -102,11 +117,12 @@ def locate(root: str | None, name: str, inside: Sequence[str], needed: str, advi
     else:
         homes = [Path(home) for home in (os.environ.get("SEGLIGHT_DATA"), "data") if home]
         roots = [home / part for home in homes for part in (name, "")]
+    needed = [needed] if isinstance(needed, str) else needed
     for folder in roots:
         for part in inside:
-            if (folder / part / needed).exists():
+            if any((folder / part / one).exists() for one in needed):
                 return folder / part
-    tried = listing([(folder / part / needed).as_posix() for folder in roots for part in inside], 4)
+    tried = listing([(folder / part / one).as_posix() for folder in roots for part in inside for one in needed], 4)
     raise FileNotFoundError(f"Found none of {tried}. Give the folder as data.root. {advice}")
 
 
@@ -120,6 +136,15 @@ def read_list(path: Path) -> list[str]:
         others = sorted(other.stem for other in path.parent.glob("*.txt"))
         raise FileNotFoundError(f"There is no split list {path}. Lists beside it: {listing(others) or 'none'}.")
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def warn_of_missing(name: str, found: int, published: int, what: str = "") -> None:
+    """Log that a split is not as large as the published one, so that nobody compares scores unawares."""
+    if found != published:
+        log.warning(
+            "%s has %s of the %s published samples%s. Scores do not compare with published ones.",
+            *(name, f"{found:,}", f"{published:,}", f": {what}" if what else ""),
+        )
 
 
 def refuse_overlap(name: str, train: Sequence[str], val: Sequence[str]) -> None:
@@ -137,18 +162,21 @@ def find(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     Raises:
         DataError: two files of the same name with different suffixes.
     """
+    names: list[tuple[str, ...]] = []  # strings rather than paths: a fifth of the time
+    for here, _, inside in os.walk(folder):
+        parts = Path(here).relative_to(folder).parts
+        kept = (name for name in inside if os.path.splitext(name)[1].lower() in suffixes and name[0] != ".")
+        names += [(*parts, name) for name in kept]
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        key = path.relative_to(folder).with_suffix("").as_posix()
+    for parts in sorted(names):
+        key, path = os.path.splitext("/".join(parts))[0], folder.joinpath(*parts)
         if key in found:
             raise DataError(f"{folder} holds both {found[key].name} and {path.name}; which one is meant? Remove one.")
         found[key] = path
     return found
 
 
-def _labels_of_colours(path: Path, colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:
+def _labels_of_colours(path: AnyPath, colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:
     if fault := mask_fault(probe(path), colours=True):
         raise DataError(f"{path}: {fault}")
     image = read_image(path)

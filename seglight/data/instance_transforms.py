@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from seglight.data.faults import FaultySample, reading, without
 from seglight.data.transforms import Geometry, TrainTransform, _span, rng_for
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class InstanceTransform:
         return sample
 
     def _one(self, dataset: InstanceDataset, index: int, rng: np.random.Generator) -> Sample:
-        image, objects = dataset.image(index), dataset.objects(index)
+        with reading(dataset.ids[index]):
+            image, objects = dataset.image(index), dataset.objects(index)
         geometry = self.draw(rng, image.shape[:2])
         colours = self.colours.draw_colours(rng)
         masks, boxes = objects.masks(geometry), geometry.boxes(objects.boxes)
@@ -147,15 +149,37 @@ def _visible(sample: Sample) -> np.ndarray:
 
 
 def train_batch(
-    dataset: InstanceDataset, keys: Sequence[tuple[int, int]], transform: InstanceTransform, seed: int
+    dataset: InstanceDataset,
+    keys: Sequence[tuple[int, int]],
+    transform: InstanceTransform,
+    seed: int,
+    skip: bool = False,
 ) -> dict[str, Any]:
     """A `seglight.types.InstanceBatch` of the samples `keys`: pairs of pass number and index.
 
     A sample depends on (seed, pass, index) alone, not on its place in the batch or on who builds it.
+
+    Args:
+        dataset: where they are read.
+        keys: of the samples.
+        transform: what is done to them.
+        seed: of the augmentation.
+        skip: leave out what cannot be read, also an image to paste from; see `seglight.data.faults.without`.
+
+    Raises:
+        FaultySample: a sample cannot be read, without `skip`.
+        DataError: none can.
     """
-    images, targets = [], []
+    images, targets, names, faults = [], [], [], []
     for epoch, index in keys:
-        sample = transform.sample(dataset, index, rng_for(seed, epoch, index))
+        try:
+            sample = transform.sample(dataset, index, rng_for(seed, epoch, index))
+        except FaultySample as fault:
+            if not skip:
+                raise
+            faults.append(fault)
+            continue
+        names.append(dataset.ids[index])
         images.append(torch.from_numpy(sample.image).permute(2, 0, 1))
         targets.append(
             {
@@ -166,4 +190,4 @@ def train_batch(
                 "area": torch.from_numpy(sample.masks.sum((1, 2), dtype=np.float32)),
             }
         )
-    return {"image": images, "target": targets, "image_id": [dataset.ids[index] for _, index in keys]}
+    return without({"image": images, "target": targets, "image_id": names}, faults)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from seglight.data.base import DataModule, Split
+from seglight.data.faults import reading
 from seglight.data.instance_transforms import InstanceTransform, train_batch
 from seglight.data.rle import decode_into
 
@@ -227,10 +228,11 @@ class Subset(InstanceDataset):
 
 def eval_batch(dataset: InstanceDataset, indices: Sequence[int]) -> dict[str, Any]:
     """A `seglight.types.InstanceEvalBatch` of the samples `indices`: nothing resampled, nothing left out."""
-    images = [dataset.image(index) for index in indices]
-    targets = []
-    for index, image in zip(indices, images, strict=True):
-        objects = dataset.objects(index)
+    images, targets = [], []
+    for index in indices:
+        with reading(dataset.ids[index]):
+            image, objects = dataset.image(index), dataset.objects(index)
+        images.append(image)
         targets.append(
             {
                 "boxes": torch.from_numpy(objects.boxes),
@@ -303,7 +305,8 @@ class InstanceDataModule(DataModule):
 
     def train_builder(self) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
         """Makes a `seglight.types.InstanceBatch`."""
-        return partial(train_batch, self.split("train"), transform=self.transform, seed=self.seed)
+        skip = self.faulty_samples == "skip"
+        return partial(train_batch, self.split("train"), transform=self.transform, seed=self.seed, skip=skip)
 
     def eval_builder(self, split: Split) -> Callable[[list[int]], dict[str, Any]]:
         """Makes a `seglight.types.InstanceEvalBatch`."""

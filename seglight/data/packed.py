@@ -19,11 +19,26 @@ import numpy as np
 
 
 class Packed:
-    """Arrays by name, as attributes. Pickled, they become files in the temporary folder, deleted with the original."""
+    """Arrays by name, as attributes. Pickled, those that are not yet in files become files in the temporary folder,
+    deleted with the original."""
 
     def __init__(self, **arrays: np.ndarray):
         self._folder: str | None = None
         self._arrays = arrays
+        self._files: dict[str, Path] = {}
+
+    @classmethod
+    def map(cls, folder: Path, names: Iterable[str]) -> Packed:
+        """The arrays of the files NAME.npy in a folder, mapped into memory; read-only."""
+        found = cls()
+        found.__setstate__({"files": {name: folder / f"{name}.npy" for name in names}})
+        return found
+
+    def replaced(self, **arrays: np.ndarray) -> Packed:
+        """The same, with these arrays instead of those of their names."""
+        new = Packed(**{**self._arrays, **arrays})
+        new._files = {name: path for name, path in self._files.items() if name not in arrays}
+        return new
 
     def __getattr__(self, name: str) -> np.ndarray:
         try:
@@ -36,18 +51,24 @@ class Packed:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self._arrays.values())
 
+    def save(self, folder: Path) -> None:
+        """Write the arrays as NAME.npy, but for files that are there."""
+        for name, array in self._arrays.items():
+            if not (folder / f"{name}.npy").exists():
+                np.save(folder / f"{name}.npy", array)
+
     def __getstate__(self) -> dict[str, Any]:
-        if self._folder is None:
+        if self._folder is None and self._arrays.keys() - self._files.keys():
             self._folder = tempfile.mkdtemp(prefix="seglight-")
             weakref.finalize(self, _remove, self._folder, os.getpid())
-            for name, array in self._arrays.items():
-                np.save(Path(self._folder) / f"{name}.npy", array)
-        return {"folder": self._folder, "names": list(self._arrays)}
+            for name in self._arrays.keys() - self._files.keys():
+                self._files[name] = Path(self._folder) / f"{name}.npy"
+                np.save(self._files[name], self._arrays[name])
+        return {"files": {name: self._files[name] for name in self._arrays}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        folder = state["folder"]
-        self._folder = folder  # a copy of the copy maps the same files
-        self._arrays = {name: _map(Path(folder) / f"{name}.npy") for name in state["names"]}
+        self._folder, self._files = None, state["files"]  # a copy of the copy maps the same files
+        self._arrays = {name: _map(path) for name, path in self._files.items()}
 
 
 class Strings(Sequence):
@@ -60,10 +81,44 @@ class Strings(Sequence):
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> str:
+        return self.raw(index).decode()
+
+    def raw(self, index: int) -> bytes:
+        """A string as it is kept, in UTF-8."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"There is no string {index}; the list holds {len(self)}.")
         index %= len(self)
-        return self.text[self.starts[index] : self.starts[index + 1]].tobytes().decode()
+        return self.text[self.starts[index] : self.starts[index + 1]].tobytes()
+
+
+class Paths(Sequence):
+    """Paths on disk, or None, in two arrays: 118,000 of them take 8 MB once rather than 45 MB in every worker.
+
+    Args:
+        paths: to pack; a `pathlib.Path` is made anew for whoever asks.
+    """
+
+    def __init__(self, paths: Iterable[Path | None]):
+        self.names = Strings(*pack_bytes(os.fsencode(path) if path is not None else b"" for path in paths))
+
+    @staticmethod
+    def of(paths: Sequence[Any]) -> Sequence[Any]:
+        """Packed, unless some of them are something else, such as files in an archive."""
+        return Paths(paths) if all(path is None or isinstance(path, Path) for path in paths) else list(paths)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        name = self.names.raw(index)
+        return Path(os.fsdecode(name)) if name else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
 
 
 def pack_bytes(parts: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from seglight.data.faults import FaultySample, reading, without
 from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class TrainTransform:
         out: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Read, draw and apply; transforms that know more of a sample than its pixels override it."""
-        return self(*dataset.read(index), rng, out)
+        return self(*dataset.view(index), rng, out)
 
     def __call__(
         self,
@@ -266,34 +267,65 @@ class TrainTransform:
 
 
 def train_batch(
-    dataset: SemanticDataset, keys: Sequence[tuple[int, int]], transform: TrainTransform, seed: int
+    dataset: SemanticDataset,
+    keys: Sequence[tuple[int, int]],
+    transform: TrainTransform,
+    seed: int,
+    skip: bool = False,
 ) -> dict[str, Any]:
     """A `seglight.types.SemanticBatch` of the samples `keys`: pairs of pass number and index.
 
     A sample depends on (seed, pass, index) alone, not on its place in the batch or on who builds it.
 
+    Args:
+        dataset: where they are read.
+        keys: of the samples.
+        transform: what is done to them.
+        seed: of the augmentation.
+        skip: leave out what cannot be read; see `seglight.data.faults.without`.
+
     Raises:
         ValueError: several samples without a crop, which would not stack.
+        FaultySample: a sample cannot be read, without `skip`.
+        DataError: none can.
     """
     if transform.crop is None and len(keys) != 1:
         raise ValueError(f"{len(keys)} whole images cannot be stacked, sizes differ; set a crop or a batch size of 1.")
     shape = (len(keys), *(transform.crop or (0, 0)))
     images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
-    for slot, (epoch, index) in enumerate(keys):
+    names, faults = [], []
+    for epoch, index in keys:
+        name, slot = dataset.ids[index], len(names)
         out = (images[slot], masks[slot]) if transform.crop else None
-        image, mask = transform.sample(dataset, index, rng_for(seed, epoch, index), out)
-    if not transform.crop:
-        images, masks = image[None], mask[None]
-    return {
-        "image": torch.from_numpy(images).permute(0, 3, 1, 2),
-        "mask": torch.from_numpy(masks),
-        "image_id": [dataset.ids[index] for _, index in keys],
+        try:
+            with reading(name):
+                image, mask = transform.sample(dataset, index, rng_for(seed, epoch, index), out)
+        except FaultySample as fault:
+            if not skip:
+                raise
+            faults.append(fault)
+            continue
+        names.append(name)
+        if not transform.crop:
+            images, masks = image[None], mask[None]
+    batch = {
+        "image": torch.from_numpy(images[: len(names)]).permute(0, 3, 1, 2),
+        "mask": torch.from_numpy(masks[: len(names)]),
+        "image_id": names,
     }
+    return without(batch, faults)
 
 
 def eval_batch(dataset: SemanticDataset, indices: Sequence[int]) -> dict[str, Any]:
-    """A `seglight.types.SemanticEvalBatch` of the samples `indices`, at their original size."""
-    samples = [dataset.read(index) for index in indices]
+    """A `seglight.types.SemanticEvalBatch` of the samples `indices`, at their original size.
+
+    Raises:
+        FaultySample: a sample cannot be read.
+    """
+    samples = []
+    for index in indices:
+        with reading(dataset.ids[index]):
+            samples.append(dataset.read(index))
     return {
         "image": [torch.from_numpy(image).permute(2, 0, 1) for image, _ in samples],
         "mask": [torch.from_numpy(mask) for _, mask in samples],

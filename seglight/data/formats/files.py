@@ -61,8 +61,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_lists(folder: Path, lists: dict[str, list[str]]) -> None:
-    """One text file per split, and trainval."""
+    """One text file per split, and trainval of all but test."""
     folder.mkdir(parents=True)
-    both = sorted(name for names in lists.values() for name in names)
+    both = sorted(name for split, names in lists.items() if split != "test" for name in names)
     for split, names in {**lists, "trainval": both}.items():
         (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))

@@ -1,0 +1,164 @@
+"""The annotations of a large COCO file, read in pieces by several processes.
+
+Where an entry ends can only be told by reading from the beginning, so the places to cut at are guesses: `}, {` after
+every few MB. A guess is proven when the reader of the piece before it ends exactly there. If one is wrong (an
+annotation with a list of mappings in it) or anything else is unusual, the file is read in one go instead.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import multiprocessing
+import os
+import re
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from seglight.data.check import Fault
+from seglight.data.coco_json import Annotations, Unusable
+
+MARK = "the annotations were cut out"
+"""The only annotation in what is left of the file."""
+SMALLEST = 32 << 20
+"""Bytes of a file that is worth several processes."""
+PIECE = 4 << 20
+"""Bytes of a piece: text, entries and arrays of one take 15 times as much for a moment."""
+
+_BEGIN = re.compile(rb'"annotations"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*(?=\{)')
+_BETWEEN = re.compile(rb"\}[ \t\n\r]*,[ \t\n\r]*\{")
+_BLANK = re.compile(r"[ \t\n\r]*")
+_HEADER = 128  # bytes before the numbers in a .npy of one dimension
+
+
+class Piece(NamedTuple):
+    """What one process has read."""
+
+    columns: dict[str, np.ndarray]
+    """See `seglight.data.coco_json.Annotations.columns`."""
+    entries: int
+    unusable: list[tuple[int, Unusable, object]]
+    """Number in the piece, why, and the entry."""
+    end: int | None
+    """Byte of the file that closes the list; None if the next piece goes on."""
+
+
+def read_pieces(path: Path, points: Path | None) -> tuple[str, dict[str, np.ndarray], list[Fault]] | None:
+    """The file without its annotations but for `MARK`, the columns of its annotations, and their faults.
+
+    Args:
+        path: of the json.
+        points: file for the array `points`, which is mapped then.
+
+    Returns:
+        None if the file is small, unusual or broken, or there is nobody to share the work with.
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if path.stat().st_size < SMALLEST or multiprocessing.current_process().daemon:
+        return None
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return None
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if not (found := _BEGIN.search(data)):
+            return None
+        bounds = _bounds(data, found.end())
+        try:
+            read = _read_all(path, bounds, min(workers, 16), points)
+        except BrokenProcessPool:  # killed for want of memory, most likely
+            return None
+        if read is None:
+            return None
+        columns, faults, end = read
+        try:
+            rest = (data[: found.end()] + json.dumps(MARK).encode() + data[end:]).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return None
+    return rest, columns, faults
+
+
+def _bounds(data: mmap.mmap, begin: int) -> list[int]:
+    """Where pieces begin, and the end of the file."""
+    bounds = [begin]
+    while bounds[-1] + PIECE < len(data) and (found := _BETWEEN.search(data, bounds[-1] + PIECE)):
+        bounds.append(found.end() - 1)
+    return [*bounds, len(data)]
+
+
+def _read_all(
+    path: Path, bounds: list[int], workers: int, points: Path | None
+) -> tuple[dict[str, np.ndarray], list[Fault], int] | None:
+    """Columns, faults, and where the list ends."""
+    parts: list[dict[str, np.ndarray]] = []
+    faults, entries, end = [], 0, None
+    corners = _Growing(points) if points else None
+    # A child of fork has the modules loaded; it uses neither torch nor threads.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        for piece in pool.map(partial(read_piece, path), bounds[:-1], bounds[1:]):
+            if piece is None:
+                break
+            faults += [error.fault("annotations", one, entries + number) for number, error, one in piece.unusable]
+            entries += piece.entries
+            if corners:
+                corners.write(piece.columns.pop("points"))
+            parts.append(piece.columns)
+            if (end := piece.end) is not None:
+                break
+        pool.shutdown(cancel_futures=True)  # what lies behind the list was read in vain
+    if end is None:
+        return None
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if corners:
+        columns["points"] = corners.close()
+    return columns, faults, end
+
+
+def read_piece(path: Path, begin: int, end: int) -> Piece | None:
+    """Read the entries between two bytes of a file; None if they do not begin and end there, or are no json."""
+    with open(path, "rb") as file:
+        file.seek(begin)
+        data = file.read(end - begin)
+    annotations, unusable, number, at = Annotations(), [], 0, 0
+    decode = json.JSONDecoder().raw_decode
+    try:
+        text = data.decode()
+        while at < len(text):
+            one, at = decode(text, at)
+            try:
+                annotations.add(one)
+            except Unusable as error:
+                unusable.append((number, error, one))
+            number, at = number + 1, _BLANK.match(text, at).end()
+            if text[at : at + 1] == "]":
+                return Piece(annotations.columns(), number, unusable, begin + len(text[:at].encode()))
+            if text[at : at + 1] != ",":
+                return None
+            at = _BLANK.match(text, at + 1).end()
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return Piece(annotations.columns(), number, unusable, None)
+
+
+class _Growing:
+    """A .npy file of float64 whose length shows at the end."""
+
+    def __init__(self, path: Path):
+        self.path, self.length = path, 0
+        self.file = open(path, "wb")  # noqa: SIM115
+        self.file.seek(_HEADER)
+
+    def write(self, numbers: np.ndarray) -> None:
+        self.length += len(numbers)
+        self.file.write(numbers)
+
+    def close(self) -> np.ndarray:
+        """The array, mapped."""
+        self.file.seek(0)
+        header = {"descr": "<f8", "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.close()
+        return np.load(self.path, mmap_mode="r" if self.length else None)

@@ -1,0 +1,128 @@
+"""What becomes of a sample that cannot be read while a run is going on.
+
+Loader processes do not raise: they hand over what happened, so that the message of the run is a sentence and not the
+traceback of another process.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from seglight.data.check import listing
+from seglight.data.decode import DataError
+
+log = logging.getLogger(__name__)
+
+KEY = "faulty"
+"""Where a batch on its way from a loader process says what it is without: pairs of id and reason."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of the machine, whatever the file
+
+
+class FaultySample(DataError):
+    """A sample that cannot be read. The message names the file and says what to do.
+
+    Args:
+        name: its id.
+        reason: the message.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(reason)
+        self.name = name
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Within it, DataError and what the operating system says of a file become `FaultySample` of this id."""
+    try:
+        yield
+    except FaultySample:
+        raise
+    except DataError as error:
+        raise FaultySample(name, str(error)) from error
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
+        file = f"{error.filename}: " if error.filename else ""
+        what = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
+        advice = "Copy it again from its source, or take the sample out of the split."
+        raise FaultySample(name, f"{file}{what}. {advice}") from error
+
+
+def without(batch: dict[str, Any], faults: list[FaultySample]) -> dict[str, Any]:
+    """A batch that says which samples it had to leave out.
+
+    Raises:
+        DataError: nothing is left of it.
+    """
+    if faults and not batch["image_id"]:
+        found = listing([f"{fault.name} ({fault})" for fault in faults], 3)
+        raise DataError(
+            f"None of the {len(faults)} samples of a batch can be read: {found} An empty batch teaches nothing; repair "
+            "the files, or raise data.batch_size if it is as small as that."
+        )
+    return {**batch, KEY: [(fault.name, str(fault)) for fault in faults]} if faults else batch
+
+
+class Stop:
+    """What a loader process hands over instead of a batch: why the run has to stop."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+
+class Ledger:
+    """The samples that training did without, each named once, also over resumed runs."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        """Note a sample; the log says so the first time."""
+        if name not in self.reasons:
+            self.reasons[name] = reason
+            log.warning("Training goes on without %s: %s", name, reason)
+
+    def report(self) -> None:
+        """Tell the log, at the end of a run, unless all could be read."""
+        if not self.reasons:
+            return
+        names = sorted(self.reasons)
+        many = f"{len(names)} training samples" if len(names) > 1 else "1 training sample"
+        lines = [f"{many} could not be read and took no part in training:"]
+        lines += [f"  {name}: {self.reasons[name]}" for name in names[:10]]
+        lines += [f"  and {len(names) - 10} more, named above"] if len(names) > 10 else []
+        log.warning("\n".join(lines))
+
+
+class Loader(DataLoader):
+    """A DataLoader that stops with a readable message and keeps a ledger of samples left out.
+
+    Args:
+        args: of DataLoader.
+        ledger: where to note them.
+        advice: what to say after the reason why the run stops.
+        kwargs: of DataLoader.
+    """
+
+    def __init__(self, *args: Any, ledger: Ledger | None = None, advice: str = "", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.ledger, self.advice = ledger, advice
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()  # starts the processes now, not at the first batch
+        return (self._look(batch) for batch in batches)
+
+    def _look(self, batch: Any) -> Any:
+        if isinstance(batch, Stop):
+            raise DataError(f"{batch.reason} {self.advice}".strip())
+        for name, reason in batch.pop(KEY, ()) if isinstance(batch, dict) else ():
+            if self.ledger is not None:
+                self.ledger.add(name, reason)
+        return batch
