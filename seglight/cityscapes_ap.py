@@ -7,7 +7,7 @@ object the best counts and the others are false; and the precision-recall curve 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,22 +55,33 @@ class CityscapesScores:
     """float64 (8, 10): AP of each class at each IoU of `OVERLAPS`."""
     classes: tuple[str, ...] = tuple(IDS)
 
+    name = "cityscapes"
     definition = (
         "Cityscapes AP: mean over classes with objects and IoU 0.50:0.05:0.95 of the stepwise area under the "
         "precision-recall curve; objects below 100 pixels, groups and void neither found nor missed"
     )
 
     def as_dict(self, prefix: str = "val") -> dict[str, float]:
-        """Return `val/cityscapes_AP`, `val/cityscapes_AP50` and `val_class/<name>`, the AP of classes with objects."""
+        """Return `val/cityscapes_AP`, `val/cityscapes_AP50` and `val_cityscapes/<name>`, AP of classes with objects."""
         out = {f"{prefix}/cityscapes_AP": self.ap, f"{prefix}/cityscapes_AP50": self.ap50}
         pairs = zip(self.classes, self.table.mean(1), strict=True)
-        return out | {f"{prefix}_class/{name}": float(value) for name, value in pairs if not np.isnan(value)}
+        return out | {f"{prefix}_cityscapes/{name}": float(value) for name, value in pairs if not np.isnan(value)}
+
+    def per_class(self) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows of a table with a line per class; None where there is no number."""
+        rows = zip(self.classes, self.table.mean(1), self.table[:, 0], strict=True)
+        return (
+            ["class", "AP", "AP50"],
+            [[name, *(None if np.isnan(value) else float(value) for value in values)] for name, *values in rows],
+        )
 
     def as_table(self) -> Table:
         """Return a rich table with a line per class. In percent."""
         from rich.table import Table
 
-        table = Table("class", "AP", "AP50", caption=self.definition, caption_justify="left")
+        table = Table(title="Cityscapes, instance level", caption=self.definition, caption_justify="left")
+        for title in ("class", "AP", "AP50"):
+            table.add_column(title, justify="left" if title == "class" else "right")
         for name, row in zip(self.classes, self.table, strict=True):
             table.add_row(name, _percent(row.mean()), _percent(row[0]))
         table.add_section()
@@ -127,6 +138,27 @@ class CityscapesAP:
     def reset(self) -> None:
         """Forget all images."""
         self.images = {}
+
+
+class CityscapesObjectScores:
+    """`CityscapesAP` as `seglight test` feeds it; see `seglight.official.OfficialScores`.
+
+    Args:
+        numbers: gives the content of `_gtFine_instanceIds.png`, integers (H, W), of an image id.
+    """
+
+    def __init__(self, numbers: Callable[[str], np.ndarray]):
+        self.numbers, self.metric = numbers, CityscapesAP()
+
+    def update(self, image_id: str, prediction: Mapping[str, Any], truth: Any = None) -> None:
+        """Add one image: `labels` and `scores`, tensors on any device, and `rles`."""
+        found = {key: prediction[key].detach().float().cpu().numpy() for key in ("labels", "scores")}
+        found["labels"] = found["labels"].astype(np.int64)
+        self.metric.update(image_id, self.numbers(image_id), {**found, "rles": prediction["rles"]})
+
+    def compute(self) -> CityscapesScores:
+        """As `CityscapesAP.compute`."""
+        return self.metric.compute()
 
 
 def _overlaps(

@@ -56,6 +56,8 @@ class Scores:
     """Mean of `accuracy` over the classes with support."""
     fwiou: float
     """`iou` weighted by support."""
+    protocol: str = ""
+    """What the dataset says of its benchmark; part of the definition."""
 
     @property
     def definition(self) -> str:
@@ -68,7 +70,7 @@ class Scores:
         if absent:
             more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
             text += f"; classes absent from truth and prediction left out: {', '.join(absent[:10])}{more}"
-        return text
+        return f"{self.protocol}; {text}" if self.protocol else text
 
     @property
     def headline(self) -> dict[str, float]:

@@ -171,7 +171,7 @@ def main(argv: list[str]) -> int:
         import torch
 
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = load(args.ckpt_path, args.device or best, **_overrides(rest))
+        model = load(args.ckpt_path, args.device or best, **overrides(rest))
     except (OSError, ValueError, TypeError) as error:
         print(f"seglight: {error}", file=sys.stderr)
         return 2
@@ -179,8 +179,8 @@ def main(argv: list[str]) -> int:
     return _predict_all(model, found, paths, args.out, options)
 
 
-def _overrides(rest: list[str]) -> dict[str, Any]:
-    """`--model.test_flip true` as {"test_flip": True}.
+def overrides(rest: list[str]) -> dict[str, Any]:
+    """Test-time options of the command line: `--model.test_flip true` as {"test_flip": True}.
 
     Raises:
         ValueError: an argument that is not a test-time option of the model.
@@ -188,12 +188,12 @@ def _overrides(rest: list[str]) -> dict[str, Any]:
     import yaml
 
     words = [word for argument in rest for word in argument.split("=", 1)]
-    overrides = {}
+    found = {}
     for key, value in zip(words[::2], [*words[1::2], None], strict=False):
         if not key.startswith("--model.test_") or value is None:
             raise ValueError(f"There is no option {key!r} here; see seglight predict --help.")
-        overrides[key.removeprefix("--model.").removeprefix("init_args.")] = yaml.safe_load(value)
-    return overrides
+        found[key.removeprefix("--model.").removeprefix("init_args.")] = yaml.safe_load(value)
+    return found
 
 
 def _predict_all(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask
 
-from seglight.cityscapes_ap import IDS, CityscapesAP
+from seglight.cityscapes_ap import IDS, CityscapesAP, CityscapesObjectScores
 
 SIZE = (64, 96)
 
@@ -146,11 +147,25 @@ def test_names_and_table():
     scores = ours(scene(0)).compute()
     names = scores.as_dict("test")
     assert names["test/cityscapes_AP"] == scores.ap and names["test/cityscapes_AP50"] == scores.ap50
-    assert "test_class/car" in names and "test_class/bus" not in names
+    assert "test_cityscapes/car" in names and "test_cityscapes/bus" not in names
     assert scores.as_table().row_count == 9
     empty = CityscapesAP()
     empty.update("a", np.full(SIZE, 7), {"labels": [], "scores": [], "rles": []})
     assert np.isnan(empty.compute().ap)
+
+
+def test_as_seglight_test_feeds_it():
+    """Tensors of a model, and instance ids by the name of the image."""
+    images = scene(8)
+    numbers = {f"city_{i:06d}_000000": one["ids"] for i, one in enumerate(images)}
+    fed = CityscapesObjectScores(numbers.__getitem__)
+    for name, one in zip(numbers, images, strict=True):
+        found = {"labels": torch.tensor(one["labels"]), "scores": torch.tensor(one["scores"], dtype=torch.float64)}
+        fed.update(name, {**found, "rles": rles(one["masks"])}, truth=None)
+    scores, expected = fed.compute(), ours(images).compute()
+    np.testing.assert_allclose(scores.table, expected.table, equal_nan=True)
+    assert scores.ap > 0
+    assert scores.per_class()[1][2] == ["car", pytest.approx(scores.table[2].mean()), scores.table[2, 0]]
 
 
 def test_bad_input():

@@ -22,6 +22,7 @@ from seglight.checkpoints import AtomicCheckpointIO
 from seglight.detection_metrics import InstanceScores
 from seglight.loggers import RunLogger
 from seglight.metrics import Scores
+from seglight.official import OfficialResult, write_csv
 
 log = logging.getLogger("seglight")
 log.addHandler(logging.NullHandler())  # train.log is for these; the terminal is told by print
@@ -180,8 +181,15 @@ class RunFolder(Callback):
         scores = getattr(model, "scores", None)
         if scores is None:
             return
-        _write_json(self.path / f"scores_{stage}.json", {**scores.as_dict(stage), "definition": scores.definition})
+        record = {**scores.as_dict(stage), "definition": scores.definition}
+        further = getattr(model, "official", None)
+        if further is not None:
+            record |= {**further.as_dict(stage), f"{further.name}_definition": further.definition}
+            write_csv(self.path / f"{further.name}_{stage}.csv", further)
+        _write_json(self.path / f"scores_{stage}.json", record)
         print_scores(scores)
+        if further is not None:
+            print_scores(further)
         print(f"Written to {self.path}", flush=True)
 
     @rank_zero_only
@@ -215,12 +223,12 @@ class RunFolder(Callback):
         self._close_log()
 
 
-def print_scores(scores: Scores | InstanceScores, title: str | None = None) -> None:
+def print_scores(scores: Scores | InstanceScores | OfficialResult, title: str | None = None) -> None:
     """The per-class table and, below the number, what it means."""
     from rich.console import Console
 
     table = scores.as_table()
-    table.title = title
+    table.title = title or table.title
     Console().print(table)
 
 

@@ -14,6 +14,8 @@ Segmentation experiments on PyTorch Lightning.
   validate   the same on the validation split
   predict    segment:   seglight predict --ckpt_path BEST.ckpt --source PICTURES --out OUT
   data       datasets:  seglight data sample --format voc OUT
+  explain-metric  the same predictions by every definition of mIoU in use
+  submit     archive for a benchmark's server, checked:  seglight submit voc BEST.ckpt --out FILE.tgz
   bench      speed:     seglight bench data|metric|labels|crf|masks|detectors|networks|step
   models     every architecture: size, cost, published and measured numbers
 
@@ -21,7 +23,7 @@ Segmentation experiments on PyTorch Lightning.
   seglight --version
 """
 
-VERBS = ("fit", "validate", "test", "predict", "data", "bench", "models")
+VERBS = ("fit", "validate", "test", "predict", "data", "explain-metric", "submit", "bench", "models")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         from seglight.cli import data
 
         return data.main(rest)
+    if verb == "explain-metric":
+        from seglight.cli import explain_metric
+
+        return explain_metric.main(rest)
+    if verb == "submit":
+        from seglight.cli import submit
+
+        return submit.main(rest)
     if verb == "bench":
         from seglight.cli import bench
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from seglight import official
 from seglight.models.base import BaseModel
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from seglight.detection_metrics import InstanceScores
+    from seglight.official import OfficialResult, OfficialScores
     from seglight.predict_instances import InstancePrediction
     from seglight.types import RLE, Detections, InstanceBatch, InstanceEvalBatch
 
@@ -69,6 +71,9 @@ class InstanceModel(BaseModel):
         self.metric = AveragePrecision(self.classes, self.limits, self.agnostic)
         self.scores: InstanceScores | None = None
         """Of the last validation or test."""
+        self.official: OfficialResult | None = None
+        """Further scores of the dataset's benchmark, of the last `test` or `validate`; see `seglight.official`."""
+        self._official: OfficialScores | None = None
 
     # ------------------------------------------------------------------ training
 
@@ -176,12 +181,22 @@ class InstanceModel(BaseModel):
         rles = [self._rles(d, image.shape[-2:]) for d, image in zip(detections, images, strict=True)]
         return {"detections": detections, "rles": rles}
 
+    def on_validation_epoch_start(self) -> None:
+        """Further scores of the dataset, in a validation of its own. Class-agnostic proposals have none."""
+        self._official = None if self.agnostic else official.of_trainer(self.trainer, "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Further scores of the dataset."""
+        self._official = None if self.agnostic else official.of_trainer(self.trainer, "test")
+
     def validation_step(self, batch: InstanceEvalBatch, batch_idx: int) -> dict[str, Any]:
         """`detections` and their masks as `rles`, per image; they are counted in the metric."""
         result = self._found(batch["image"])
         for i, name in enumerate(batch["image_id"]):
             found = {**result["detections"][i], "rles": result["rles"][i]}
             self.metric.update(name, tuple(batch["image"][i].shape[-2:]), found, batch["target"][i])
+            if self._official is not None:
+                self._official.update(name, found, batch["target"][i])
         return result
 
     def test_step(self, batch: InstanceEvalBatch, batch_idx: int) -> dict[str, Any]:
@@ -195,7 +210,9 @@ class InstanceModel(BaseModel):
     def _log_scores(self, stage: str) -> None:
         if not self.trainer.sanity_checking:
             self.scores = self.metric.compute()
-            self.log_dict(self.scores.as_dict(stage), sync_dist=False)  # every rank has the whole set's
+            self.official, self._official = self._official and self._official.compute(), None
+            further = {} if self.official is None else self.official.as_dict(stage)
+            self.log_dict({**self.scores.as_dict(stage), **further}, sync_dist=False)  # every rank has the whole set's
             self.log("step", float(self.trainer.global_step), sync_dist=False)
         self.metric.reset()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seglight import crf, inference
+from seglight import crf, inference, official
 from seglight.losses import cross_entropy
 from seglight.metrics import ConfusionMatrix, Scores
 from seglight.models.base import BaseModel
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from seglight.official import OfficialResult, OfficialScores
     from seglight.predict import SemanticPrediction
     from seglight.types import SemanticBatch, SemanticEvalBatch
 
@@ -103,6 +104,9 @@ class SemanticModel(BaseModel):
         self.confusion = ConfusionMatrix(num_classes, self.classes)
         self.scores: Scores | None = None
         """Of the last validation or test."""
+        self.official: OfficialResult | None = None
+        """Further scores of the dataset's benchmark, of the last `test` or `validate`; see `seglight.official`."""
+        self._official: OfficialScores | None = None
         self._val_loss: list[Tensor] = []
 
     # ------------------------------------------------------------------ training
@@ -237,16 +241,30 @@ class SemanticModel(BaseModel):
         labels, logits = self.labels(batch["image"], refine=self.trainer.state.fn != "fit")
         for label, mask in zip(labels, batch["mask"], strict=True):
             self.confusion.update(label, mask)
+        if self._official is not None:
+            for name, label, mask in zip(batch["image_id"], labels, batch["mask"], strict=True):
+                self._official.update(name, label, mask)
         return {"labels": labels, "logits": logits}
 
     def _log_scores(self, stage: str) -> None:
         self.scores = self.confusion.compute()
+        self.scores.protocol = official.protocol_of(self.trainer)
         self.confusion.reset()
+        self.official, self._official = self._official and self._official.compute(), None
         if self.trainer.sanity_checking:
             return
         # Every rank holds the sum over ranks already; averaging equal numbers again could change their last bit.
-        self.log_dict(self.scores.as_dict(stage), sync_dist=False)
+        further = {} if self.official is None else self.official.as_dict(stage)
+        self.log_dict({**self.scores.as_dict(stage), **further}, sync_dist=False)
         self.log("step", float(self.trainer.global_step), sync_dist=False)
+
+    def on_validation_epoch_start(self) -> None:
+        """Further scores of the dataset, in a validation of its own."""
+        self._official = official.of_trainer(self.trainer, "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Further scores of the dataset."""
+        self._official = official.of_trainer(self.trainer, "test")
 
     def validation_step(self, batch: SemanticEvalBatch, batch_idx: int) -> dict[str, list[Tensor]]:
         """Label maps under `labels`; they are counted in the confusion matrix."""

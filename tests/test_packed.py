@@ -1,0 +1,103 @@
+"""Lists of full size: strings and paths in flat arrays, and how fast folders are listed."""
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seglight.data.archive import Archive
+from seglight.data.files import FileDataset, find
+from seglight.data.packed import Packed, Paths, Strings, pack_bytes
+
+
+def test_paths_are_those_that_were_packed():
+    paths = [Path("/a/b c.png"), None, Path("rel/ä.jpg"), Path(os.fsdecode(b"/odd/\xff.png"))]
+    packed = Paths.of(paths)
+    assert isinstance(packed, Paths) and len(packed) == 4 and list(packed) == paths and packed == paths
+    assert packed[-1] == paths[-1] and packed[1:3] == paths[1:3] and packed != paths[:3]
+    assert list(pickle.loads(pickle.dumps(packed))) == paths
+    for wrong in (4, -5):
+        with pytest.raises(IndexError, match="holds 4"):
+            packed[wrong]
+    assert list(Paths([])) == []
+
+
+def test_members_of_archives_stay_as_they_are(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("x/1.png", b"1")
+    member = Archive(tmp_path / "a.zip").member("x/1.png")
+    assert Paths.of([Path("a"), member]) == [Path("a"), member]
+
+
+def test_replaced_arrays_keep_the_files_of_the_others(tmp_path):
+    for name in ("one", "two"):
+        np.save(tmp_path / f"{name}.npy", np.arange(100))
+    packed = Packed.map(tmp_path, ("one", "two"))
+    other = packed.replaced(two=np.arange(5), three=np.arange(3))
+    copy = pickle.loads(pickle.dumps(other))
+    assert copy.one.tolist() == list(range(100)) and copy.two.tolist() == [0, 1, 2, 3, 4] and len(copy.three) == 3
+    assert copy._files["one"] == tmp_path / "one.npy" and copy._files["two"].parent != tmp_path
+    assert packed.two.tolist() == list(range(100))
+    del other
+    assert not copy._files["two"].exists() and (tmp_path / "one.npy").exists(), "files of others are not deleted"
+
+
+def test_files_are_found_as_pathlib_lists_them(tmp_path):
+    for name in (
+        "b/2.jpg",
+        "b.x/1.png",
+        "b-c/3.JPG",
+        "a.png",
+        ".hidden.png",
+        "b/.h.png",
+        ".dir/4.png",
+        "no.txt",
+        "c.d.png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = {
+        path.relative_to(tmp_path).with_suffix("").as_posix(): path
+        for path in sorted(tmp_path.rglob("*"))
+        if path.suffix.lower() in (".png", ".jpg") and not path.name.startswith(".")
+    }
+    found = find(tmp_path, (".png", ".jpg"))
+    assert found == expected and list(found) == list(expected) and len(found) == 6
+
+
+def private_memory():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(1024 * int(line.split()[1]) for line in file if line.startswith("Private"))
+
+
+def _touch(data, pipe):
+    before = private_memory()
+    total = sum(len(str(data.image_paths[i])) + len(str(data.mask_paths[i])) for i in range(len(data)))
+    pipe.send((total, private_memory() - before))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
+def test_workers_share_the_lists():
+    names = [f"{i:012}" for i in range(30_000)]
+    images, masks = ([Path(f"/data/set/{kind}/{name}.png") for name in names] for kind in ("images", "masks"))
+    length = sum(len(str(path)) for path in images + masks)
+    data = FileDataset("x", names, images, masks)
+    del images, masks
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    worker = fork.Process(target=_touch, args=(data, theirs))
+    worker.start()
+    total, grown = ours.recv()
+    worker.join()
+    assert total == length
+    assert grown < 8e6, "as Path objects they take 25 MB"
+
+
+def test_strings():
+    strings = Strings(*pack_bytes(text.encode() for text in ("", "ä", "abc")))
+    assert list(strings) == ["", "ä", "abc"] and strings[-1] == "abc" and strings.raw(1) == "ä".encode()
