@@ -13,10 +13,10 @@ Segmentation experiments on PyTorch Lightning.
   test       score:     seglight test --ckpt_path RUN/checkpoints/best.ckpt
   validate   the same on the validation split
   predict    segment:   seglight predict --ckpt_path BEST.ckpt --source PICTURES --out OUT
-  data       datasets:  seglight data sample --format voc OUT
-  explain-metric  the same predictions by every definition of mIoU in use
-  submit     archive for a benchmark's server, checked:  seglight submit voc BEST.ckpt --out FILE.tgz
-  bench      speed:     seglight bench data|metric|labels|crf|masks|detectors|networks|step
+  data       datasets:  seglight data prepare|check|stats|show|cache|sample ...
+  explain-metric        the same predictions by every definition of mIoU in use
+  submit     archive:   seglight submit voc|cityscapes|coco|context BEST.ckpt --out FILE
+  bench      speed:     seglight bench data|doctor|metric|labels|crf|masks|detectors|networks|step
   models     every architecture: size, cost, published and measured numbers
 
   seglight VERB --help shows the options of a verb; fit ... --print_config the resolved experiment.

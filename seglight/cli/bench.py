@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "data": "images/s of the training pipeline, against decoding alone and torchvision's transforms",
+    "doctor": "the data doctor, against decoding alone",
     "metric": "the confusion matrix, against torchmetrics",
     "detectors": "a training step of Mask R-CNN, against torchvision's",
     "labels": "logits to labels, against interpolate + argmax",

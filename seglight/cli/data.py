@@ -8,10 +8,11 @@ import sys
 
 VERBS = {
     "prepare": "download, check and unpack an official dataset",
-    "sample": "write generated scenes in a well-known file format",
-    "cache": "decode once into large files that training maps",
+    "check": "find what is wrong with a dataset, worst first, with the fix",
     "stats": "count classes, sizes, colours and objects; class weights to paste",
     "show": "picture of the batches as the network gets them, with labels",
+    "cache": "decode once into large files that training maps",
+    "sample": "write generated scenes in a well-known file format",
 }
 """Each verb and what it does. The module `seglight.cli.data_VERB` declares its options and runs it.
 

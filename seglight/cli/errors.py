@@ -56,7 +56,9 @@ def linked(name: str) -> str:
 def nearest(word: str, choices: set[str] | list[str]) -> str:
     """`Did you mean ...?` or the whole list when it is short."""
     lower = {choice.lower(): choice for choice in choices}
-    near = [lower[name] for name in difflib.get_close_matches(word.lower(), list(lower), 3, 0.5)]
+    close = difflib.get_close_matches(word.lower(), list(lower), 3, 0.5)
+    alike = [difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in close]
+    near = [lower[name] for name, ratio in zip(close, alike, strict=True) if ratio > alike[0] - 0.15]
     if near:
         return f" Did you mean {' or '.join(near)}?"
     return f" Known: {', '.join(sorted(choices))}." if len(choices) <= 40 else ""
