@@ -15,8 +15,9 @@ from seglight.data.palette import palette
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
-    "To get it: ADEChallengeData2016.zip (924 MB) from http://sceneparsing.csail.mit.edu/, unpacked or as it is. Or a "
-    "miniature: `seglight data sample --format ade20k OUT`."
+    "To get it: `seglight data prepare ade20k` (967 MB), or ADEChallengeData2016.zip from "
+    "http://sceneparsing.csail.mit.edu/, unpacked or as it is. Or a miniature: "
+    "`seglight data sample --format ade20k OUT`."
 )
 _LABEL_ADVICE = (
     "Masks hold 1..150, and 0 for other objects: they are those of ADEChallengeData2016, not of the full ADE20K."

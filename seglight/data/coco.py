@@ -25,9 +25,9 @@ from seglight.data.palette import palette
 log = logging.getLogger(__name__)
 
 _ADVICE = (
-    "To get it: train2017.zip (18 GB), val2017.zip (1 GB) and annotations_trainval2017.zip (241 MB) from "
-    "https://cocodataset.org/#download, unpacked into one folder. Or a miniature: `seglight data sample --format coco "
-    "OUT`."
+    "To get it: `seglight data prepare coco` (20 GB), or train2017.zip, val2017.zip and annotations_trainval2017.zip "
+    "from https://cocodataset.org/#download, unpacked into one folder. Or a miniature: "
+    "`seglight data sample --format coco OUT`."
 )
 
 

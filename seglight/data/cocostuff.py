@@ -16,9 +16,10 @@ from seglight.data.files import FileDataset, locate, warn_of_missing
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
-    "To get it: train2017.zip (18 GB) and val2017.zip (1 GB) from https://cocodataset.org/#download and "
-    "stuffthingmaps_trainval2017.zip (659 MB) from https://github.com/nightrome/cocostuff, into one folder, as they "
-    "are or unpacked (the last one into stuffthingmaps). Or a miniature: `seglight data sample --format cocostuff OUT`."
+    "To get it: `seglight data prepare coco --with stuff` (21 GB), or train2017.zip and val2017.zip from "
+    "https://cocodataset.org/#download and stuffthingmaps_trainval2017.zip from https://github.com/nightrome/cocostuff "
+    "in one folder, as they are or unpacked (the last one into stuffthingmaps). Or a miniature: `seglight data sample "
+    "--format cocostuff OUT`."
 )
 _LABEL_ADVICE = "Maps hold id - 1 of one of the 171 classes: take stuffthingmaps, not maps that were converted."
 MAPS = "stuffthingmaps_trainval2017.zip"

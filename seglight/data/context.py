@@ -19,11 +19,10 @@ from seglight.data.voc import VOC
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
-    "To get it: VOCtrainval_03-May-2010.tar (1.3 GB, md5 da459979d0c395079b5c75ee67908abb) from "
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and trainval.tar.gz from "
-    "https://cs.stanford.edu/~roozbeh/pascal-context/, both unpacked into one folder; instead of the latter also "
-    "trainval_merged.json (590 MB) from https://codalabuser.blob.core.windows.net/public/trainval_merged.json. Or a "
-    "miniature: `seglight data sample --format context OUT`."
+    "To get it: `seglight data prepare context` (1.3 GB; `--with json` for the polygon labels), or "
+    "VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and trainval.tar.gz from "
+    "https://cs.stanford.edu/~roozbeh/pascal-context/, both unpacked into one folder. Or a miniature: `seglight data "
+    "sample --format context OUT`."
 )
 _JSON = "trainval_merged.json"
 _DEVKITS = ("VOCdevkit/VOC2010", "VOC2010", "")

@@ -16,7 +16,7 @@ from seglight.data.matlab import read_mat
 from seglight.data.palette import palette
 
 ADVICE = (
-    "To get it: benchmark.tgz (1.4 GB, md5 82b4d87ceb2ed10f6038a1cba92111cb), unpacked, from "
+    "To get it: `seglight data prepare sbd` (1.4 GB), or benchmark.tgz, unpacked, from "
     "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/. Or a miniature: "
     "`seglight data sample --format sbd OUT`."
 )

@@ -22,7 +22,7 @@ from seglight.types import IGNORE_INDEX
 log = logging.getLogger(__name__)
 
 _ADVICE = (
-    "To get it: VOCtrainval_11-May-2012.tar (2 GB, md5 6cd6e144f989b92b3379bac3b3de84fd), unpacked, from "
+    "To get it: `seglight data prepare voc` (2 GB), or VOCtrainval_11-May-2012.tar, unpacked, from "
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/. Or a miniature: `seglight data sample --format voc OUT`."
 )
 PUBLISHED = {
