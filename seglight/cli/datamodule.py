@@ -19,7 +19,7 @@ SOURCE = (
 )
 """What `resolve` takes, for the help of commands."""
 
-KNOWN = ("PascalContext", "VOC", "CamVid", "COCO", "Cityscapes", "ADE20K", "ISBI", "Folder")
+KNOWN = ("PascalContext", "VOC", "SBD", "CamVid", "COCO", "COCOStuff", "Cityscapes", "ADE20K", "ISBI", "Folder")
 """Datasets that a folder may be, the most particular layout first."""
 
 

@@ -104,8 +104,8 @@ class COCOSemantic(SemanticDataModule):
     Args:
         root: as of `COCO`: the folder with annotations, train2017 and val2017.
         classes: "voc", and every other object is background; or "coco".
-        overlaps: pixels of two objects or more: "ignore" them, or they belong to the "smaller" object, which is the one
-            in front more often than not. A few percent of the labelled pixels.
+        overlaps: pixels of two objects or more: "ignore" them, as torchvision does, or give them to the "smaller"
+            object: COCO does not say which one is in front. A few percent of the labelled pixels.
         crowds: "label" a crowd as its class, or "ignore" its pixels where no single object is.
         min_pixels: train on images with more than this many labelled pixels only; 0 for all.
         train_split: as of `COCO`.

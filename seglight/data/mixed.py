@@ -118,9 +118,20 @@ class MixedDataset(SemanticDataset):
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One sample: image uint8 (H, W, 3) RGB and labels uint8 (H, W)."""
+        name, at = self._place(index)
+        return self._translated(name, *self.data[name].read(at))
+
+    def view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read`, without copying what a part only maps."""
+        name, at = self._place(index)
+        return self._translated(name, *self.data[name].view(at))
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """The part that a sample is from, and its index there."""
         span = int(np.searchsorted(self.starts, index, "right")) - 1
-        name = self.spans[span][0]
-        image, mask = self.data[name].read(index - int(self.starts[span]))
+        return self.spans[span][0], index - int(self.starts[span])
+
+    def _translated(self, name: str, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         table = self.tables[name]
         return image, mask if table is None else table[mask]
 
