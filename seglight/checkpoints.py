@@ -58,7 +58,8 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}).") from error
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{path} is not a readable checkpoint ({reason}).") from error
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu", **overrides: Any) -> BaseModel:

@@ -38,7 +38,6 @@ MEAN_PIXELS = {
     "bus": 35732.1511111111, "train": 67583.7075812274, "motorcycle": 6298.7200839748, "bicycle": 4672.3249222261,
 }  # fmt: skip
 """Mean size of an object, as the scripts have it."""
-VOID_ID = 0
 
 
 class PixelImage(NamedTuple):

@@ -71,8 +71,10 @@ def show(
         panel: longest side of each picture, pixels. Default: 320 for labels, 440 for objects.
 
     Raises:
-        ValueError: no such class, sample, batch or split; nothing to show.
+        ValueError: no such class, sample, batch or split; nothing to show; a panel that nobody can see.
     """
+    if panel is not None and not 16 <= panel <= 4096:
+        raise ValueError(f"panel is {panel}; it must be 16 to 4096 pixels.")
     shown = samples(datamodule, split, count, batch, class_name, ids, augment, epoch)
     panel = panel or (320 if datamodule.task == "semantic" else 440)
     title = [f"{type(datamodule).__name__} {split}"]

@@ -1,6 +1,7 @@
 """No test touches the network or the user's home, and every test has the same number of threads."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,17 @@ def real_data():
     if not path or not Path(path).is_dir():
         pytest.skip("SEGLIGHT_DATA does not name a folder with the small real datasets")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory):
+    """A small dataset in each format, written once: their folders by name. For reading; `copy` is for breaking."""
+    from clinic import write_originals
+
+    return write_originals(tmp_path_factory.mktemp("originals"))
+
+
+@pytest.fixture
+def copy(originals, tmp_path):
+    """A dataset of one's own to break."""
+    return lambda name: Path(shutil.copytree(originals[name], tmp_path / name))

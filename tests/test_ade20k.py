@@ -51,6 +51,12 @@ def test_labels_begin_at_0_and_other_objects_are_ignored(roots, place):
     assert data.fingerprint().get("archives") == (["ADEChallengeData2016.zip"] if place == "zipped" else None)
 
 
+def test_the_folder_one_is_in_may_be_the_root(roots, monkeypatch):
+    monkeypatch.chdir(roots / "plain/ADEChallengeData2016")
+    data = ADE20K(".").dataset("train")
+    assert len(data) == 4 and data.read(0)[0].shape == (*SIZE, 3)
+
+
 def test_names_of_the_file(roots, tmp_path):
     root = shutil.copytree(roots / "plain", tmp_path / "copy")
     file = root / "ADEChallengeData2016/objectInfo150.txt"

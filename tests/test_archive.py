@@ -132,6 +132,15 @@ def test_long_extra_fields_and_a_prefix(tmp_path):
     assert Archive(tmp_path / "y.zip").member("a/x.bin").read_bytes() == b"content"
 
 
+def test_of_a_name_that_is_there_twice_the_last_counts(tmp_path):
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        warnings.simplefilter("ignore")
+        for text in ("first", "second"):
+            file.writestr("a/b.txt", text)
+    archive = Archive(tmp_path / "x.zip")
+    assert archive.member("a/b.txt").read_bytes() == archive.below("a")["b.txt"].read_bytes() == b"second"
+
+
 def test_archives_larger_than_4_gb(tmp_path):
     """The offsets of zip64, in a file that is a hole but for its ends."""
     path = tmp_path / "x.zip"

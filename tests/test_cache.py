@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from seglight.cli import main
-from seglight.data import VOC, Cityscapes, Folder, cache_write
+from seglight.data import ISBI, VOC, Cityscapes, COCOSemantic, Folder, Mixed, PascalContext, cache_write
 from seglight.data import cache as cache_module
 from seglight.data.cache import Cached, load, rules
 from seglight.data.decode import DataError
-from seglight.data.formats import write_cityscapes, write_voc
+from seglight.data.formats import write_cityscapes, write_cocostuff, write_context_json, write_isbi, write_voc
 from seglight.data.scenes import split_scenes
 from seglight.data.shapes import Shapes
 
@@ -188,6 +188,79 @@ def test_other_rules_for_labels_are_found(tmp_path, folder):
     assert (Folder(str(folder), colors=COLOURS, cache=str(cache)).split("train").read(0)[1] < 3).all()
 
 
+def test_other_rules_for_the_labels_of_a_mixture_are_found(tmp_path):
+    write_voc(tmp_path / "voc", scenes())
+    write_cocostuff(tmp_path / "coco", scenes())
+
+    def mixed(rename, **options):
+        parts = {"voc": VOC(str(tmp_path / "voc")), "coco": COCOSemantic(str(tmp_path / "coco"), min_pixels=0)}
+        return Mixed(parts, rename={"coco": rename}, crop=32, workers=0, **options)
+
+    make(mixed({"background": "ignore"}), tmp_path / "cache", ("train",))
+    same = mixed({"background": "ignore"}, cache=str(tmp_path / "cache")).split("train")
+    assert all(np.array_equal(same.read(i)[1], same.dataset.read(i)[1]) for i in range(len(same)))
+    with pytest.raises(DataError, match="rules for labels are others"):
+        mixed({"car": "ignore"}, cache=str(tmp_path / "cache")).split("train")
+
+
+def test_rules_of_the_parts_of_a_mixture_count(folder):
+    def mixed(**options):
+        return Mixed({"one": Folder(str(folder), colors=COLOURS, **options)}, crop=32).dataset("train")
+
+    assert rules(mixed(), "abc") == rules(mixed(), "abc")
+    assert rules(mixed(), "abc") != rules(mixed(ignore=["edge"]), "abc")
+
+
+def test_slices_of_a_stack(tmp_path):
+    write_isbi(tmp_path / "isbi", scenes())
+    make(ISBI(str(tmp_path / "isbi")), tmp_path / "cache")
+    data = ISBI(str(tmp_path / "isbi"), cache=str(tmp_path / "cache")).split("train")
+    assert all(np.array_equal(*pair) for i in range(7) for pair in zip(data.read(i), data.dataset.read(i), strict=True))
+
+
+def test_labels_inside_one_large_file(tmp_path):
+    """PASCAL-Context's json: its masks have no files of their own."""
+    write_context_json(tmp_path / "context", scenes())
+    options = {"root": str(tmp_path / "context"), "labels": "json", "crop": 32, "workers": 0}
+    make(PascalContext(**options), tmp_path / "cache")
+    data = PascalContext(**options, cache=str(tmp_path / "cache")).split("train")
+    assert all(np.array_equal(data.read(i)[1], data.dataset.read(i)[1]) for i in range(len(data)))
+    with open(data.mask_paths[0].parent, "a") as file:
+        file.write(" ")
+    with pytest.raises(DataError, match="samples have changed since"):
+        PascalContext(**options, cache=str(tmp_path / "cache")).split("train")
+
+
+def test_a_changed_image_of_coco_is_found_alone_and_in_a_mixture(tmp_path):
+    write_cocostuff(tmp_path / "coco", scenes())
+
+    def coco(**options):
+        return COCOSemantic(str(tmp_path / "coco"), min_pixels=0, crop=32, workers=0, **options)
+
+    def mixed(**options):
+        return Mixed({"coco": coco()}, crop=32, workers=0, **options)
+
+    make(coco(), tmp_path / "alone")
+    make(mixed(), tmp_path / "mixed")
+    path = sorted((tmp_path / "coco/train2017").glob("*.jpg"))[2]
+    Image.new("RGB", Image.open(path).size).save(path)
+    for kind, cache in ((coco, tmp_path / "alone"), (mixed, tmp_path / "mixed")):
+        with pytest.raises(DataError, match="1 samples have changed since"):
+            kind(cache=str(cache)).split("train")
+        assert [len(part.todo) for part in make(kind(), cache)] == [1, 0]
+        data = kind(cache=str(cache)).split("train")
+        assert not data.read(2)[0].any() and data.read(1)[0].any()
+
+
+def test_files_that_are_gone_are_named_at_once(tmp_path, folder):
+    make(of_folder(folder), tmp_path / "cache")
+    data = of_folder(folder).dataset("train")
+    for path in (data.image_paths[1], data.mask_paths[4]):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 files of Folder train are missing: \S*1\.bmp, \S*4\.png\."):
+        cache_module.describe(data)
+
+
 def test_a_copy_of_the_data_may_use_the_cache(tmp_path, folder, monkeypatch):
     cache = tmp_path / "cache"
     make(of_folder(folder), cache)
@@ -237,6 +310,11 @@ def test_damage(tmp_path, folder):
     (cache / "cache.json").write_text('{"format": 99}')
     with pytest.raises(DataError, match="another version"):
         of_folder(folder, cache=str(cache)).split("train")
+    (cache / "cache.json").write_text('{"format"')
+    with pytest.raises(DataError, match=r"cache\.json is damaged"):
+        of_folder(folder, cache=str(cache)).split("train")
+    with pytest.raises(FileNotFoundError, match="no cache in"):
+        of_folder(folder, cache=str(cache / "cache.json")).split("train")
 
 
 # ---------------------------------------------------------------- writing
@@ -337,7 +415,7 @@ def test_faulty_data_are_not_cached(tmp_path, folder, capsys):
     Image.new("RGB", (3, 3)).save(folder / "train/masks/4.png")
     (folder / "classes.txt").write_text("ground\nthing\n")
     assert main(["data", "cache", str(folder), "--out", str(tmp_path / "cache")]) == 1
-    assert "4.png" in capsys.readouterr().out and not list((tmp_path).glob("cache/*.raw"))
+    assert "4.png" in capsys.readouterr().err and not list((tmp_path).glob("cache/*.raw"))
 
 
 # ---------------------------------------------------------------- memory

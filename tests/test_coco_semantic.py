@@ -201,6 +201,16 @@ def test_what_is_refused(tmp_path, scenes):
         COCOSemantic(root=str(scenes), val_split="train2017")
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_images_are_looked_at_as_coco_does(tmp_path, check):
+    write_cocostuff(
+        tmp_path, {"train": list(split_scenes("train", 3, 0, SIZE)), "val": split_scenes("val", 1, 0, SIZE)}
+    )
+    next((tmp_path / "train2017").glob("*.jpg")).write_bytes(b"broken")
+    for kind, options in ((COCO, {}), (COCOSemantic, {"min_pixels": 0})):
+        assert len(kind(str(tmp_path), check=check, **options).dataset("train")) == 3 - check
+
+
 def test_the_fingerprint_knows_the_rules(scenes):
     options = ({}, {"overlaps": "smaller"}, {"crowds": "ignore"}, {"min_pixels": 10})
     modules = [COCOSemantic(root=str(scenes), **{"min_pixels": 20, **one}) for one in options]

@@ -92,3 +92,13 @@ def test_what_is_refused(roots, tmp_path):
     shutil.rmtree(root / "val2017")
     with pytest.raises(FileNotFoundError, match="no images and no maps of val2017"):
         COCOStuff(root=str(root)).dataset("val")
+
+
+def test_maps_that_mmsegmentation_has_converted_do_not_count(roots, tmp_path):
+    (tmp_path / "images").symlink_to(roots / "plain")
+    for split in ("train2017", "val2017"):
+        shutil.copytree(roots / f"plain/stuffthingmaps/{split}", tmp_path / f"annotations/{split}")
+        for path in list((tmp_path / f"annotations/{split}").iterdir()):
+            shutil.copy(path, path.with_name(f"{path.stem}_labelTrainIds.png"))
+    one, other = (COCOStuff(str(root)).dataset("train") for root in (tmp_path, roots / "plain"))
+    assert one.ids == other.ids and all(np.array_equal(one.read(i)[1], other.read(i)[1]) for i in range(len(one)))

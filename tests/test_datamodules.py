@@ -323,6 +323,20 @@ def test_classes_and_colours(module):
     assert module.task == ("instance" if isinstance(module, InstanceDataModule) else "semantic")
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("Cityscapes", "train_labels"), ("ISBI", "test_split"), ("PascalContext", "labels"), ("PascalContext", "order"),
+        ("COCOSemantic", "crowds"), ("COCOSemantic", "overlaps"), ("COCOSemantic", "classes"), ("COCO", "faulty"),
+        ("Shapes", "faulty_samples"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_choice_is_refused(homes, name, option):
+    root = {"root": str(homes(name))} if CASES[name].write else {}
+    with pytest.raises(ValueError, match=rf"^data\.{option} is 'fein'; it must be \w.* or \w"):
+        getattr(data, name)(**root, **{option: "fein"})
+
+
 # ---------------------------------------------------------------- batches
 
 

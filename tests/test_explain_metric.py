@@ -245,7 +245,7 @@ def test_wrong_usage(run, tmp_path, capsys):
     assert "--data VOC" in refused(tmp_path, status=2)
     assert "is a folder of predictions" in refused(tmp_path, "--data", "Blocks", "--model.test_flip", "true", status=2)
     assert "5 of 5 predictions are not in" in refused(tmp_path, "--data", "Blocks", status=1)
-    assert "there is no option '--bacth'" in refused(best, "--bacth", "3", status=2)
+    assert "there is no option --bacth. Did you mean --batch?" in refused(best, "--bacth", "3", status=2)
     assert "--batch is 0" in refused(best, "--batch", "0", status=2)
     assert "trained on 4 classes (dark, middle, bright" in refused(best, "--data", "Shapes", status=2)
     assert "about mIoU" in refused(best, "--data", "ShapesInstances", status=2)

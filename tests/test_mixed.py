@@ -11,9 +11,28 @@ import yaml
 from PIL import Image
 from tiny import Blocks
 
-from seglight.data import SBD, VOC, Folder, Mixed, PascalContext
+from seglight.data import (
+    SBD,
+    VOC,
+    Cityscapes,
+    COCOSemantic,
+    COCOStuff,
+    Folder,
+    Mixed,
+    PascalContext,
+    Shapes,
+    ShapesInstances,
+)
+from seglight.data.cache_write import plan, write
 from seglight.data.decode import DataError
-from seglight.data.formats import write_cityscapes, write_context, write_folder, write_sbd, write_voc
+from seglight.data.formats import (
+    write_cityscapes,
+    write_cocostuff,
+    write_context,
+    write_folder,
+    write_sbd,
+    write_voc,
+)
 from seglight.data.scenes import split_scenes
 
 SIZE = (64, 72)
@@ -184,6 +203,37 @@ def test_folders_are_compared_by_file(roots):
 # ---------------------------------------------------------------- in use
 
 
+@pytest.mark.parametrize("way", ["links", "relative", "files"])
+def test_a_file_is_the_same_however_it_is_reached(roots, monkeypatch, way):
+    other = roots / "other"
+    for kind in ("images", "masks"):
+        (other / "train").mkdir(parents=True, exist_ok=True)
+        if way == "files":
+            (other / "train" / kind).mkdir()
+            for path in (roots / "one/val" / kind).iterdir():
+                (other / "train" / kind / path.name).symlink_to(path)
+        else:
+            (other / "train" / kind).symlink_to(roots / "one/val" / kind)
+    (other / "val").symlink_to(roots / "one/train")
+    (other / "classes.txt").write_bytes((roots / "one/classes.txt").read_bytes())
+    monkeypatch.chdir(roots)
+    names = ("one", "other") if way == "relative" else (str(roots / "one"), str(other))
+    with pytest.raises(DataError, match=r"3 samples of two"):
+        Mixed({"one": Folder(names[0]), "two": Folder(names[1])}, **OPTIONS).split("train")
+    with pytest.raises(DataError, match=r"samples of two"):
+        options = {"images": "val/images", "masks": "val/masks"}
+        Mixed({"one": Folder(str(roots / "one")), "two": Folder("one", **options)}, **OPTIONS).split("train")
+
+
+def test_members_of_an_archive_are_compared(tmp_path):
+    write_cityscapes(tmp_path / "cs", SCENES, zipped=True)
+    (tmp_path / "link").symlink_to(tmp_path / "cs")
+    parts = {name: Cityscapes(str(tmp_path / name)) for name in ("cs", "link")}
+    parts["link"].parts["train"] = parts["cs"].parts["val"]
+    with pytest.raises(DataError, match="3 samples of link"):
+        Mixed(parts, **OPTIONS).split("train")
+
+
 def test_batches_are_the_same_in_worker_processes(roots):
     renumbered(roots / "two", [3, 0, 7, 1, 2, 4, 6, 5])
     whole = list(Mixed(folders(roots), **OPTIONS).train_batches(5))
@@ -205,6 +255,36 @@ def test_mixtures_may_be_parts(roots, tmp_path):
     data = Mixed({"three": Folder(str(tmp_path / "three")), "mix": inner}, **OPTIONS).split("train")
     assert len(data) == 2 + 9 and data.ids[-1] == "mix/two/scene_0003"
     assert np.array_equal(data.read(10)[1], OTHERS["train"][3].mask)
+
+
+def test_a_mixture_from_a_cache_leaks_as_well(tmp_path):
+    write_voc(tmp_path / "voc", SCENES)
+    turned = {"train_split": "val", "val_split": "train"}
+
+    def inner(**options):
+        return Mixed({"voc": VOC(str(tmp_path / "voc"), **turned)}, **OPTIONS, **options)
+
+    data = {split: inner().dataset(split) for split in ("train",)}
+    write(plan(data, list(VOC.classes), tmp_path / "cache"), tmp_path / "cache")
+    for part in (inner(), inner(cache=str(tmp_path / "cache"))):
+        with pytest.raises(DataError, match="3 samples of both"):
+            Mixed({"judge": VOC(str(tmp_path / "voc")), "both": part}, **OPTIONS).split("train")
+
+
+def test_coco_is_compared_by_number_whatever_its_ids_look_like(tmp_path):
+    write_cocostuff(tmp_path, SCENES)
+    turned = {"train_split": "val2017", "val_split": "train2017", "test_split": "train2017"}
+    parts = {
+        "stuff": COCOStuff(str(tmp_path)),
+        "things": COCOSemantic(str(tmp_path), classes="coco", min_pixels=0, **turned),
+    }
+    with pytest.raises(DataError, match="3 samples of things"):
+        Mixed(parts, rename={"things": {"background": "ignore"}}, **OPTIONS).split("train")
+
+
+def test_datasets_of_objects_are_refused():
+    with pytest.raises(ValueError, match=r"data\.parts: objects has no pixel labels"):
+        Mixed({"shapes": Shapes(**OPTIONS), "objects": ShapesInstances()}, **OPTIONS)
 
 
 def test_generated_parts():

@@ -48,6 +48,22 @@ def test_replaced_arrays_keep_the_files_of_the_others(tmp_path):
     assert not copy._files["two"].exists() and (tmp_path / "one.npy").exists(), "files of others are not deleted"
 
 
+def test_replaced_arrays_outlive_the_original():
+    packed = Packed(one=np.arange(1000), two=np.arange(5))
+    pickle.dumps(packed)  # puts the arrays into files that go with it
+    other = packed.replaced(two=np.arange(3))
+    del packed
+    assert pickle.loads(pickle.dumps(other)).one.tolist() == list(range(1000))
+
+
+def test_linked_folders_are_looked_into(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/1.png").touch()
+    (tmp_path / "images/city").symlink_to(tmp_path / "elsewhere")
+    assert list(find(tmp_path / "images", (".png",))) == ["city/1"]
+
+
 def test_files_are_found_as_pathlib_lists_them(tmp_path):
     for name in (
         "b/2.jpg",

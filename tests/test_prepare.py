@@ -388,7 +388,7 @@ def test_the_official_numbers_are_said_when_they_are_there(tmp_path, capsys, kit
 
 def test_wrong_usage(capsys, tmp_path):
     for arguments, words in (
-        (["vov"], "Did you mean 'voc'"),
+        (["vov"], "Did you mean voc"),
         ([], "which dataset?"),
         (["voc", "--with", "stuff", "--root", str(tmp_path / "r")], "voc has no part stuff. Its parts: test"),
         (["voc", "--from", str(tmp_path / "none"), "--root", str(tmp_path / "r")], "is no folder"),

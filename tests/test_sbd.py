@@ -185,7 +185,7 @@ def test_where_the_user_says_it_is(root, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         VOC(root=str(root), train_split="trainaug").dataset("train")
     text = str(error.value)
-    for words in ("SBD is missing", "data.sbd", "benchmark.tgz", "82b4d87ceb2ed10f6038a1cba92111cb", "trainaug.txt"):
+    for words in ("SBD is missing", "data.sbd", "benchmark.tgz", "seglight data prepare sbd", "trainaug.txt"):
         assert words in text
     with pytest.raises(FileNotFoundError, match=r"data\.sbd"):
         VOC(root=str(root), train_split="trainaug", sbd=str(tmp_path / "no")).dataset("train")

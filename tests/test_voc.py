@@ -66,7 +66,7 @@ def test_missing_data_says_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         VOC(root=str(tmp_path / "nowhere"))
     text = str(error.value)
-    archive = ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")
+    archive = ("VOCtrainval_11-May-2012.tar", "seglight data prepare voc")
     for words in (*archive, "nowhere/VOCdevkit/VOC2012", "data.root", "seglight data sample --format voc"):
         assert words in text
 
@@ -74,6 +74,29 @@ def test_missing_data_says_how_to_get_it(tmp_path):
 def test_a_missing_list_names_those_there(devkit):
     with pytest.raises(FileNotFoundError, match=r"minival\.txt.*train, trainval, val"):
         VOC(root=str(devkit), train_split="minival").dataset("train")
+
+
+def test_lists_as_windows_writes_them(devkit):
+    lines = "".join(f"{name} \r\n" for name in LISTS["train"])
+    (devkit / "ImageSets/Segmentation/mine.txt").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert VOC(str(devkit), train_split="mine").dataset("train").ids == LISTS["train"]
+
+
+def test_lists_of_paths_as_deeplab_has_them(devkit):
+    lines = "".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in LISTS["train"])
+    (devkit / "ImageSets/Segmentation/mine.txt").write_text(lines)
+    data = VOC(str(devkit), train_split="mine").dataset("train")
+    assert data.ids == LISTS["train"]
+    data.check(21)
+    (devkit / "ImageSets/Segmentation/mine.txt").write_text(f"{lines}/JPEGImages/{LISTS['val'][0]}.jpg x.png\n")
+    with pytest.raises(DataError, match="1 of the training samples are also in the validation split"):
+        VOC(str(devkit), train_split="mine").dataset("train")
+
+
+def test_the_name_of_a_text_file_does_not_matter(devkit, monkeypatch, tmp_path):
+    (tmp_path / "sbd_mine.txt").write_text("\n".join(LISTS["train"]))
+    monkeypatch.chdir(tmp_path)
+    assert VOC(str(devkit), train_split="sbd_mine.txt").dataset("train").ids == LISTS["train"]
 
 
 def test_training_on_validation_images_is_refused(devkit):

@@ -14,9 +14,9 @@ from seglight.benchmarks.data_voc import voc_like
 from seglight.benchmarks.timing import paired
 from seglight.data.decode import read_image, read_mask
 from seglight.data.scenes import CLASSES
+from seglight.doctor.case import Case, Part
 from seglight.doctor.crew import each
 from seglight.doctor.examination import Examination
-from seglight.doctor.sources import Case, Part
 
 
 def main(argv: list[str] | None = None) -> int:

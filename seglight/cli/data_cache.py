@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from seglight.cli.datamodule import SOURCE
+from seglight.cli.datamodule import HELP
 
 DESCRIPTION = f"""Decode the images and labels of a dataset once, into a few large files that training then maps:
 the same pixels, without the time to decode them. It takes 4 bytes per pixel: 8 GB for VOC's trainaug, 29 GB for fine
 Cityscapes. It may be interrupted, goes on where it stopped, and adds what a changed dataset lacks.
 
-SOURCE is {SOURCE}.
-Options of the dataset go behind: --data.train_split trainaug.
-"""
+{HELP}"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `seglight data cache`."""
-    parser.add_argument("source", metavar="SOURCE", help="the dataset, see above")
+    parser.add_argument("source", metavar="SOURCE", help="the dataset")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="folder of the cache, new or to go on with"
     )
@@ -34,16 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the cache; returns the exit status."""
     from seglight.cli.datamodule import resolve
+    from seglight.cli.verb import writable
     from seglight.data.base import SemanticDataModule
     from seglight.data.cache_write import plan, write
-    from seglight.data.decode import DataError
 
+    folder = options.out.expanduser()
+    writable(folder)
     module = resolve(options.source, options.overrides)
     if not isinstance(module, SemanticDataModule):
         raise ValueError(
             f"{type(module).__name__} holds objects; pixels are cached for semantic datasets only. Nothing is written."
         )
-    folder = options.out.expanduser()
     datasets = {split: module.dataset(split) for split in dict.fromkeys(options.splits)}
     parts = plan(datasets, list(module.classes), folder)
     _tell(parts, folder)
@@ -55,11 +55,10 @@ def run(options: argparse.Namespace) -> int:
                 part.dataset.check(module.num_classes)
         write(parts, folder, _bar)
     except KeyboardInterrupt:
-        print(f"Stopped. What is written stays; the same command goes on from there. Cache: {folder}")
-        return 1
-    except DataError as error:
-        print(f"seglight data: {error}")
-        return 1
+        print(
+            f"\nStopped. What is written stays; the same command goes on from there. Cache: {folder}", file=sys.stderr
+        )
+        return 130
     print(f"Done.      {folder} holds {sum(len(part.dataset) for part in parts):,} samples.")
     print(f"Use it:    seglight fit ... --data.cache {folder}")
     return 0
@@ -86,4 +85,4 @@ def _size(count: int) -> str:
 def _bar(samples: Iterable[Any], part: Any) -> Iterable[Any]:
     from tqdm import tqdm
 
-    return tqdm(samples, desc=part.split, total=len(part.todo), unit=" samples", dynamic_ncols=True)
+    return tqdm(samples, desc=part.split, total=len(part.todo), unit=" samples", disable=None, dynamic_ncols=True)

@@ -12,14 +12,14 @@ Nothing is changed.
 
 SOURCE is an experiment (YAML), a run folder, a checkpoint, the name of a dataset class, a dataset's folder, a json in
 COCO's format, or a folder with images and masks that nobody has described yet: then the label values are explained and
-the lines for the experiment are suggested. Options of the dataset (--data.root DIR) go behind.
+the lines for the experiment are suggested. Options of the dataset are those of `seglight fit`: --data.root DIR.
 
 Exit status: 0 nothing but notes, 1 errors (with --strict also warnings), 2 wrong usage."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `seglight data check`."""
-    parser.add_argument("source", metavar="SOURCE", help="what to examine")
+    parser.add_argument("source", metavar="SOURCE", help="the dataset")
     parser.add_argument("--split", choices=("train", "val", "test"), help="only this one")
     parser.add_argument("--strict", action="store_true", help="warnings count as errors")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with all findings and thumbnails")
@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Examine and print; returns the exit status."""
     import json
 
+    from seglight.cli.verb import console, writable
     from seglight.doctor.examination import examine
     from seglight.doctor.report import show
 
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--workers is {options.workers}; it must be at least 1.")
     for option in ("html", "json"):
         file = getattr(options, option)
+        if file is not None:
+            writable(file.parent)
         if file is not None and file.is_dir():
             raise ValueError(f"--{option} {file} is a folder; give the name of a file to write.")
     try:
@@ -48,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json == Path("-"):
         print(json.dumps(report.as_dict(), indent=1))
         return report.status(options.strict)
-    show(report)
+    show(report, console())
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
 import sys
 from pathlib import Path
+
+from seglight.cli.verb import nearest
 
 DESCRIPTION = """Download, check and unpack an official dataset; what needs a login is taken from where you put it.
 
@@ -51,14 +52,16 @@ def run(options: argparse.Namespace) -> int:
     from seglight.prepare.terminal import Terminal, recipes_table
 
     with Terminal() as terminal:
-        if options.list:
-            chosen = [RECIPES[options.name]] if options.name in RECIPES else list(RECIPES.values())
+        if options.list and options.name in (None, *RECIPES):
+            chosen = [RECIPES[options.name]] if options.name else list(RECIPES.values())
             terminal.console.print(recipes_table(chosen, options.root))
             return 0
         if options.name not in RECIPES:
-            near = difflib.get_close_matches(options.name or "", RECIPES, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            what = f"there is no dataset {options.name!r}.{hint}" if options.name else "which dataset?"
+            what = (
+                f"there is no dataset {options.name!r}.{nearest(options.name, list(RECIPES))}"
+                if options.name
+                else "which dataset?"
+            )
             print(f"seglight data prepare: {what} There are {', '.join(RECIPES)}; see --list.", file=sys.stderr)
             return 2
         return _prepare(options, RECIPES[options.name], terminal)

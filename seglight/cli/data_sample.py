@@ -7,6 +7,8 @@ import json
 import shlex
 from pathlib import Path
 
+from seglight.cli.verb import writable
+
 FORMATS = {
     "voc": "PASCAL VOC 2012, as the devkit unpacks",
     "coco": "COCO 2017 instances",
@@ -65,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from seglight.data import formats
     from seglight.data.scenes import split_scenes
 
+    writable(options.out.parent)
     counts = {"train": options.train, "val": options.val}
     for split, count in counts.items():
         if count < 1:

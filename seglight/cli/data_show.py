@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from seglight.cli.datamodule import SOURCE
+from seglight.cli.datamodule import HELP
 
 DESCRIPTION = f"""Draw samples with their labels as the network gets them: augmented in training, as stored elsewhere.
 
-SOURCE is {SOURCE}.
-Further options are those of the dataset, as in `seglight fit`: --data.crop 256."""
+{HELP}"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw and write; returns the exit status."""
     from seglight.cli.datamodule import resolve
+    from seglight.cli.verb import writable
     from seglight.data_show import refuse_foreign, save, show
 
+    writable(options.out.parent)
     refuse_foreign(options.out)
     ids = [*(options.id or []), *(options.index or [])] or None
     picture = show(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from seglight.cli.datamodule import SOURCE
+from seglight.cli.datamodule import HELP
 
 DESCRIPTION = f"""Count one split of a dataset: classes, sizes, colours, places, objects, and class weights to paste.
 
-SOURCE is {SOURCE}.
-Further options are those of the dataset, as in `seglight fit`: --data.root DIR."""
+{HELP}"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,23 +23,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Count and print; returns the exit status."""
-    from rich.console import Console
-
     from seglight.cli.datamodule import resolve
+    from seglight.cli.verb import console, writable
     from seglight.data_show import refuse_foreign
     from seglight.data_stats import statistics
     from seglight.data_stats.text import lines
 
     numbers, picture = (options.out / name if options.out else None for name in ("stats.json", "stats.png"))
     if options.out:
+        writable(options.out)
         refuse_foreign(picture)
         _refuse_foreign_json(numbers)
     stats = statistics(resolve(options.source, options.overrides), options.split)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{stats.name} {stats.split}", style="bold")
-    console.print(stats.as_table())
+    screen = console()
+    screen.print(f"{stats.name} {stats.split}", style="bold")
+    screen.print(stats.as_table())
     for line in lines(stats):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         numbers.write_text(json.dumps(stats.as_dict()) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,12 @@ SOURCE = (
     "an experiment or a part of one (YAML), a run folder, a checkpoint, the name of a dataset class, or a dataset's "
     "folder, whose layout is recognised"
 )
-"""What `resolve` takes, for the help of commands."""
+"""What `resolve` takes, for messages."""
+
+HELP = textwrap.fill(
+    f"SOURCE is {SOURCE}. Options of the dataset are those of `seglight fit`: --data.root DIR, --data.crop 256.", 116
+)
+"""The same for the help of commands."""
 
 KNOWN = ("PascalContext", "VOC", "SBD", "CamVid", "COCO", "COCOStuff", "Cityscapes", "ADE20K", "ISBI", "Folder")
 """Datasets that a folder may be, the most particular layout first."""
@@ -42,7 +48,10 @@ def resolve(source: str | Path, overrides: Sequence[str] = ()) -> DataModule:
         return _build(_stored(path), overrides)
     if path.suffix in (".yaml", ".yml"):
         return _build(_part(path), overrides)
+    if path.is_file():
+        raise ValueError(f"{source} is a file that names no dataset. Give {SOURCE}.")
     if str(source).isidentifier():
+        _known(str(source))
         return _build({"class_path": str(source)}, overrides)
     raise FileNotFoundError(f"There is no {source}. Give {SOURCE}.")
 
@@ -127,15 +136,33 @@ def _data_of(tree: Any, name: str) -> dict[str, Any]:
     return part
 
 
+def _known(name: str) -> None:
+    """Raise ValueError if no dataset has that name."""
+    from seglight.cli.errors import nearest, subclasses
+    from seglight.data.base import DataModule
+
+    _import_all()
+    found = subclasses(DataModule)
+    if name not in found:
+        near = nearest(name, {one for one in found if not one.endswith("DataModule")})
+        raise ValueError(f"There is no file or folder {name}, and no dataset class of that name.{near}")
+
+
+def _import_all() -> None:
+    """A short name is known once its class is imported."""
+    from seglight import data
+
+    for public in data.__all__:
+        getattr(data, public)
+
+
 def _build(part: dict[str, Any], overrides: Sequence[str]) -> DataModule:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from seglight import data
     from seglight.cli.errors import explain
     from seglight.data.base import DataModule
 
-    for public in data.__all__:  # jsonargparse knows a short name once its class is imported
-        getattr(data, public)
+    _import_all()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data", required=True)
     try:

@@ -100,6 +100,17 @@ def explain(message: str) -> str:
     union = re.search(r"Union subtypes.*?Errors:\n  - (.*?)\n  - Expected a <class 'NoneType'>", message, re.DOTALL)
     if union:  # an error of ours, raised while the model or the dataset was built
         return union[1]
+    value = re.search(
+        r"Problem with given class_path '(\S+)':\s+Parser key \"([\w.]+)\":.*?Given value: ([^\n]*)", message, re.DOTALL
+    )
+    if value:  # of an argument of the model or the dataset
+        kind = annotation(value[2], [*models.values(), *datas.values()])
+        return f"{value[3]!r} is no {value[2]} for {value[1].rpartition('.')[2]}; it must be {kind}."
+    lacking = re.search(r"Problem with given class_path '(\S+)':\s+the following arguments are required: (.*)", message)
+    if lacking:
+        name, words = lacking[1].rpartition(".")[2], lacking[2].split(", ")
+        part = "data" if name in datas else "model"
+        return f"{name} needs {' and '.join(words)}: give {' '.join(f'--{part}.{word} ...' for word in words)}."
     required = re.search(r"arguments are required: (.*)", message)
     if required:
         missing = [name.rpartition(".")[2] for name in required[1].split(", ")]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from seglight.cli.verb import Parser, console, guarded, take, writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,29 +21,17 @@ of the model, as in `seglight test`: --data.root DIR, --model.test_flip true."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `seglight explain-metric ...`; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
-    parser = _parser()
-    try:
-        options, rest = parser.parse_known_args(argv)
-    except SystemExit as error:  # argparse has printed why
-        return int(error.code or 0)
-    try:
-        return run(options, rest)
-    except ValueError as error:
-        print(f"seglight explain-metric: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"seglight explain-metric: {error}", file=sys.stderr)
-        return 1
+    """Run `seglight explain-metric ...`; returns the exit status of `seglight.cli.verb.guarded`."""
+
+    def call() -> int:
+        words, found = take(argv)
+        return run(_parser().parse_args(words), found["--data."], found["--model."])
+
+    return guarded("seglight explain-metric", call)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="seglight explain-metric",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="seglight explain-metric", description=DESCRIPTION)
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint, or a folder of label PNGs")
     parser.add_argument(
         "--data", metavar="DATA", help="a dataset: class name, experiment, folder (default: that of the checkpoint)"
@@ -59,21 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace, rest: list[str]) -> int:
+def run(options: argparse.Namespace, data_options: list[str], model_options: list[str]) -> int:
     """Count once, print the table; returns the exit status."""
     for name in ("batch", "side"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1.")
+    if options.out:
+        writable(options.out.parent)
     if options.out and options.out.exists():
         raise FileExistsError(f"{options.out} exists. Nothing is overwritten: choose another --out.")
-    data_options, model_options = split_options(rest)
     source = Path(options.source)
+    refuse_run_folder(source)
     if source.is_dir() and options.data is None:
         raise ValueError(f"{source} is a folder of predictions; say of which dataset: --data VOC --data.root DIR.")
     if source.is_dir() and model_options:
         raise ValueError(f"{model_options[0]} is of a model, but {source} is a folder of predictions.")
-    from rich.console import Console
-
     from seglight.cli.datamodule import resolve
     from seglight.explain_metric import Tally, as_records, as_table, definitions, resized
     from seglight.predict import overrides
@@ -97,7 +86,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         )
     lines = definitions(whole, data.classes, options.batch, square, options.side)
     title = f"{type(data).__name__} {options.split}: {len(whole.rows):,} images, {data.num_classes} classes"
-    Console(width=None if sys.stdout.isatty() else 120).print(as_table(lines, title, data.protocol))
+    console().print(as_table(lines, title, data.protocol))
     if options.out:
         record = {
             "data": type(data).__name__,
@@ -112,37 +101,27 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def split_options(rest: list[str]) -> tuple[list[str], list[str]]:
-    """Options of the dataset, `--data.KEY VALUE`, and of the model.
-
-    Raises:
-        ValueError: an option of neither.
-    """
-    parts: dict[str, list[str]] = {"--data.": [], "--model.": []}
-    at = 0
-    while at < len(rest):
-        kind = next((kind for kind in parts if rest[at].startswith(kind)), None)
-        if kind is None:
-            raise ValueError(f"there is no option {rest[at]!r} here; see --help.")
-        width = 1 if "=" in rest[at] else 2
-        if at + width > len(rest):
-            raise ValueError(f"{rest[at]} has no value.")
-        parts[kind] += rest[at : at + width]
-        at += width
-    return parts["--data."], parts["--model."]
+def refuse_run_folder(path: Path) -> None:
+    """Raise ValueError if a run folder is given for one of its checkpoints."""
+    if (path / "config.yaml").is_file():
+        raise ValueError(f"{path} is a run folder. Give one of its checkpoints: {path / 'checkpoints/best.ckpt'}.")
 
 
 def load_model(path: Path, device: str | None, options: dict[str, Any]) -> Any:
     """The model of a checkpoint, ready to predict, on the best device there is.
 
     Raises:
-        ValueError: not a checkpoint of seglight, or options that do not fit it.
+        ValueError: no such device, not a checkpoint of seglight, or options that do not fit it.
     """
     import torch
 
     from seglight.checkpoints import load
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device or best)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     try:
         return load(path, device or best, **options)
     except TypeError as error:

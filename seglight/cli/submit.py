@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from seglight.cli.verb import Parser, console, guarded, take, writable
 
 DESCRIPTION = """Write the archive that a benchmark's server takes, and check it file by file before it is there:
   voc         PASCAL VOC: palette PNGs in a tgz
@@ -22,32 +23,24 @@ One process does it all. Nothing is overwritten."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `seglight submit ...`; returns the exit status: 0 good, 1 findings or failed, 2 wrong usage."""
-    try:
-        options, rest = _parser().parse_known_args(argv)
-    except SystemExit as error:  # argparse has printed why
-        return int(error.code or 0)
-    from seglight.data.decode import DataError
+    """Run `seglight submit ...`; returns the exit status of `seglight.cli.verb.guarded`."""
 
-    try:
-        return run(options, rest)
-    except (DataError, OSError) as error:
-        print(f"seglight submit: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"seglight submit: {error}", file=sys.stderr)
-        return 2
+    def call() -> int:
+        words, found = take(argv)
+        return run(_parser().parse_args(words), found["--data."], found["--model."])
+
+    return guarded("seglight submit", call)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="seglight submit",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(prog="seglight submit", description=DESCRIPTION)
+    parser.add_argument(
+        "benchmark",
+        metavar="BENCHMARK",
+        choices=("voc", "cityscapes", "coco", "context"),
+        help="whose server, see above",
     )
-    parser.add_argument("benchmark", choices=("voc", "cityscapes", "coco", "context"), help="whose server")
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="a trained model")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", type=Path, help="a trained model")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the archive to make: .tgz for voc, else .zip")
     parser.add_argument("--check", type=Path, metavar="ARCHIVE", help="only look at an archive")
     parser.add_argument("--split", choices=("test", "val"), help="default: test; context: val")
@@ -57,10 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace, rest: list[str]) -> int:
+def run(options: argparse.Namespace, data_options: list[str], model_options: list[str]) -> int:
     """Make or check; returns the exit status."""
     from seglight import submit
-    from seglight.cli.explain_metric import split_options
 
     kind = getattr(submit, submit.BENCHMARKS[options.benchmark])
     split = options.split or next(iter(kind.splits))
@@ -69,7 +61,6 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.comp and "comp" not in kind.options:
         raise ValueError(f"--comp is of voc; {options.benchmark} has no such thing.")
     submission = kind(split, comp=options.comp) if "comp" in kind.options else kind(split)
-    data_options, model_options = split_options(rest)
     if options.check is not None:
         if options.checkpoint or options.out or model_options:
             raise ValueError("--check looks at an archive that is there: leave out the checkpoint, --out and --model.")
@@ -83,12 +74,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _make(submission: Any, options: argparse.Namespace, data_options: list[str], model_options: list[str]) -> int:
     from seglight.checkpoints import read
-    from seglight.cli.explain_metric import load_model
+    from seglight.cli.explain_metric import load_model, refuse_run_folder
     from seglight.predict import overrides
     from seglight.submit import make
 
+    writable(options.out.parent)
     if options.out.exists():
         raise FileExistsError(f"{options.out} exists. Nothing is overwritten: choose another --out.")
+    refuse_run_folder(options.checkpoint)
     task = read(options.checkpoint).get("seglight", {}).get("task", "semantic")
     data = _data(submission, task, options.checkpoint, data_options)
     model = load_model(options.checkpoint, options.device, overrides(model_options))
@@ -133,8 +126,6 @@ def _data(submission: Any, task: str, checkpoint: Path | None, options: list[str
 
 
 def _report(submission: Any, verdict: Any, data: Any, archive: Path) -> int:
-    from rich.console import Console
-
     from seglight.submit.run import findings
 
     images = len(data.split("test"))
@@ -143,7 +134,7 @@ def _report(submission: Any, verdict: Any, data: Any, archive: Path) -> int:
         print("\n".join(findings(verdict)))
         return 1
     if verdict.score is not None:
-        Console(width=None if sys.stdout.isatty() else 100).print(verdict.score)
+        console().print(verdict.score)
     files = f"{verdict.files:,} file{'s' if verdict.files != 1 else ''}"
     print(f"{archive}: good. {submission.title} {submission.split}, {images:,} images, {files} looked at.")
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from seglight.data.archive import files_below, opened
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.check import listing
 from seglight.data.decode import DataError
-from seglight.data.files import FileDataset, locate, warn_of_missing
+from seglight.data.files import FileDataset, locate, refuse_same, warn_of_missing
 from seglight.data.palette import palette
 from seglight.types import IGNORE_INDEX
 
@@ -71,11 +73,11 @@ class ADE20K(SemanticDataModule):
         needed = (f"{FOLDER}/annotations", "annotations/training", ARCHIVE)
         self.root = locate(root, "ade20k", ("",), needed, _ADVICE)
         if (self.root / needed[1]).is_dir():
-            self.root, self.inside = self.root.parent, self.root.name
+            here = Path(os.path.abspath(self.root))  # "." has neither parent nor name
+            self.root, self.inside = here.parent, here.name
         else:
             self.inside = FOLDER
-        if train_split in (val_split, test_split):
-            raise DataError(f"ADE20K: {train_split} cannot be trained and judged on. Choose another data.train_split.")
+        refuse_same("ADE20K", train_split, val_split, test_split)
         self.folders = {"train": train_split, "val": val_split, "test": test_split}
         self.classes = self._names()
         self.palette = palette(len(NAMES) + 1)[1:]

@@ -50,7 +50,8 @@ class Archive:
         self.state = (state.st_size, state.st_mtime_ns)
         try:
             with zipfile.ZipFile(self.path) as file:
-                found = sorted((one.filename.encode(), one) for one in file.infolist() if not one.is_dir())
+                members = {one.filename.encode(): one for one in file.infolist() if not one.is_dir()}
+                found = sorted(members.items())  # of a name that is there twice the last counts
         except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
             raise DataError(
                 f"{self.path}: no zip archive, or its end is missing ({error}). Download it again; a download that "

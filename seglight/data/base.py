@@ -12,12 +12,14 @@ from pytorch_lightning import LightningDataModule
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
+from seglight.data.check import choice
 from seglight.data.decode import DataError
 from seglight.data.faults import FaultySample, Ledger, Loader, Stop
 from seglight.data.samplers import EvalSampler, TrainSampler
 from seglight.data.transforms import TrainTransform, eval_batch, train_batch
 
 if TYPE_CHECKING:
+    from seglight.data.archive import AnyPath
     from seglight.official import OfficialScores
 
 Split = Literal["train", "val", "test"]
@@ -42,6 +44,10 @@ class SemanticDataset(Dataset):
     def view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """As `read`, for those who only look: the arrays may be read-only, and fetched where they are looked at."""
         return self.read(index)
+
+    def files_of(self, index: int) -> tuple[AnyPath | None, ...]:
+        """The one or two files that are a sample's own, None for one that it lacks; nothing if it is generated."""
+        return ()
 
     def check(self, num_classes: int) -> None:
         """Look for faults before training starts. Datasets made of files look at every one of them.
@@ -113,7 +119,8 @@ class DataModule(LightningDataModule):
     protocol = ""
     """What the reader of a score must know about this benchmark; printed with it."""
     id_space: str | None = None
-    """Datasets of one space give the same picture the same id, so that `Mixed` can tell what it is judged by."""
+    """Datasets of one space give the same picture the same id, but for zeros before it, so that `Mixed` can tell what
+    it is judged by."""
 
     def __init__(
         self,
@@ -138,8 +145,7 @@ class DataModule(LightningDataModule):
             int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         )  # Lightning puts its seed there
         self.check = check
-        if faulty_samples not in ("error", "skip"):
-            raise ValueError(f"data.faulty_samples is {faulty_samples!r}; it must be error or skip.")
+        choice("faulty_samples", faulty_samples, ("error", "skip"))
         self.faulty_samples = faulty_samples
         self.ledger = Ledger()
         """The training samples that were skipped."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seglight.data.archive import AnyPath
 from seglight.data.base import SemanticDataset
 from seglight.data.check import listing
 from seglight.data.decode import DataError
@@ -38,9 +39,9 @@ class Samples(NamedTuple):
 
     ids: list[str]
     files: list[str]
-    """The ends of the paths of image and mask: what stays when a dataset is copied elsewhere."""
+    """The ends of the paths of their files: what stays when a dataset is copied elsewhere."""
     sizes: np.ndarray
-    """int64 (N, 2), bytes of the two files."""
+    """int64 (N, 2), bytes of up to two files."""
     times: np.ndarray
     """int64 (N, 2), when they were last changed."""
 
@@ -136,7 +137,7 @@ class Cached(SemanticDataset):
         folder = Path(folder).expanduser()
         indices, samples = load(folder), describe(dataset)
         found = match(samples, rules(dataset, classes), indices)
-        name = getattr(dataset, "name", type(dataset).__name__)
+        name = _name(dataset)
         if (found.file < 0).any():
             raise DataError(
                 _stale(name, folder, dataset.ids, found, {one.rules for one in indices}, rules(dataset, classes))
@@ -168,6 +169,10 @@ class Cached(SemanticDataset):
         """Image uint8 (H, W, 3) RGB and labels uint8 (H, W)."""
         image, mask = self.view(index)
         return image.copy(), mask.copy()
+
+    def files_of(self, index: int) -> tuple[AnyPath | None, ...]:
+        """Those that were decoded."""
+        return self.dataset.files_of(index)
 
     def check(self, num_classes: int) -> None:
         """Nothing: the files were checked before they were cached, and have not changed since."""
@@ -203,7 +208,9 @@ def load(folder: Path) -> list[Index]:
     """
     try:
         made = json.loads((folder / "cache.json").read_text())
-    except FileNotFoundError:
+    except ValueError as error:
+        raise DataError(f"{folder}/cache.json is damaged ({error}). Delete the cache and make it again.") from error
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"There is no cache in {folder} (data.cache). Make it: seglight data cache SOURCE --out {folder}"
         ) from None
@@ -213,26 +220,59 @@ def load(folder: Path) -> list[Index]:
 
 
 def describe(dataset: SemanticDataset) -> Samples:
-    """The samples of a dataset and the state of their files, if they are files."""
-    count = len(dataset)
+    """The samples of a dataset and the state of their files, if they are files.
+
+    Raises:
+        FileNotFoundError: naming all files that are missing.
+    """
+    count, missing = len(dataset), []
     sizes, times, files = np.zeros((count, 2), np.int64), np.zeros((count, 2), np.int64), [""] * count
-    if hasattr(dataset, "image_paths"):
-        for index, pair in enumerate(zip(dataset.image_paths, dataset.mask_paths, strict=True)):
-            states = [path.stat() if path is not None else None for path in pair]
-            sizes[index] = [state.st_size if state else 0 for state in states]
-            times[index] = [state.st_mtime_ns if state else 0 for state in states]
-            files[index] = " ".join("/".join(str(path).replace(os.sep, "/").split("/")[-3:]) for path in pair)
+    for index in range(count):
+        pair = dataset.files_of(index)
+        for kind, path in enumerate(pair):
+            if path is not None:
+                try:
+                    sizes[index, kind], times[index, kind] = _state(path)
+                except FileNotFoundError:
+                    missing.append(path)
+        files[index] = " ".join("/".join(str(path).replace(os.sep, "/").split("/")[-3:]) for path in pair)
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} files of {_name(dataset)} are missing: {listing(missing)}. Copy the dataset again, or "
+            "take the samples out of the split."
+        )
     return Samples(list(dataset.ids), files, sizes, times)
+
+
+def _name(dataset: SemanticDataset) -> str:
+    return getattr(dataset, "name", type(dataset).__name__)
+
+
+def _state(path: AnyPath) -> tuple[int, int]:
+    """Bytes and time of change."""
+    try:
+        state = path.stat()
+    except NotADirectoryError:  # a mask inside a file of many, FILE/NAME: it changes with that file
+        state = path.parent.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def rules(dataset: SemanticDataset, classes: Sequence[str]) -> str:
     """How labels are made of files, as a digest; of data without files, everything that identifies it."""
+    from seglight.data.mixed import MixedDataset  # which needs `Cached`
+
+    dataset = dataset.dataset if isinstance(dataset, Cached) else dataset
     facts: dict[str, Any] = {"kind": type(dataset).__qualname__, "classes": list(classes)}
     for name in ("lut", "colours"):
         value = getattr(dataset, name, None)
         facts[name] = value.tolist() if isinstance(value, np.ndarray) else value
-    if not hasattr(dataset, "image_paths"):
+    if isinstance(dataset, MixedDataset):
+        facts["parts"] = {name: rules(part, ()) for name, part in dataset.data.items()}
+        facts["tables"] = {name: None if table is None else table.tolist() for name, table in dataset.tables.items()}
+    elif not hasattr(dataset, "image_paths"):
         facts["fingerprint"] = dataset.fingerprint()
+    if isinstance(labels := getattr(dataset, "labels", None), np.ndarray):
+        facts["labels"] = hashlib.sha256(labels.tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "DataError",
     "Fault",
     "check",
+    "choice",
     "fingerprint",
     "headers",
     "label_faults",
@@ -85,6 +86,12 @@ def listing(names: Sequence[Any], limit: int = 10) -> str:
     """`a, b, c and 7 more`."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(str(name) for name in names[:limit]) + more
+
+
+def choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError if an option has none of the values that it may have."""
+    if value not in known:
+        raise ValueError(f"data.{option} is {value!r}; it must be {' or '.join(known)}.")
 
 
 def headers(dataset: FileDataset, index: int) -> tuple[list[Fault], tuple[Header | None, Header | None]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from seglight.data.archive import AnyPath, files_below
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import listing
+from seglight.data.check import choice, listing
 from seglight.data.decode import DataError, Header, _pillow, probe
 from seglight.data.files import FileDataset, locate, warn_of_missing
 from seglight.data.instance_maps import MapDataset, objects_of
@@ -59,7 +59,7 @@ BLACK = "troisdorf_000000_000073"
 the same 19,997."""
 _TRAIN_EXTRA = 19_997
 LAST_ID = 33
-_ILLEGAL = 254
+_NO_CLASS = 254
 _LABEL_ADVICE = f"labelIds are 0..{LAST_ID}: unpack gtFine again, and look for files that another program wrote."
 
 
@@ -89,6 +89,7 @@ class Cityscapes(SemanticDataModule):
     ):
         super().__init__(**kwargs)
         self.root = locate(root, "cityscapes", ("", "cityscapes"), ("leftImg8bit", *ARCHIVES["leftImg8bit"]), _ADVICE)
+        choice("train_labels", train_labels, ("fine", "coarse", "fine+coarse"))
         fine = [("gtFine", "train")]
         coarse = [("gtCoarse", "train_extra")]
         train = {"fine": fine, "coarse": [("gtCoarse", "train"), *coarse], "fine+coarse": fine + coarse}
@@ -104,7 +105,7 @@ class Cityscapes(SemanticDataModule):
         """The images of a split with their masks of one kind."""
         found = [(name, *files) for part in self.parts[split] for name, files in self._pairs(*part, kind).items()]
         names, images, masks = zip(*found, strict=True)
-        lut = np.full(256, _ILLEGAL)
+        lut = np.full(256, _NO_CLASS)
         lut[: LAST_ID + 1] = lut[255] = IGNORE_INDEX  # 255: how a licence plate, labelId -1, looks in a byte
         for label, (label_id, _) in enumerate(CLASSES.values()):
             lut[label_id] = label

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from seglight.data.base import Split
-from seglight.data.check import listing, paragraphs
+from seglight.data.check import choice, listing, paragraphs
 from seglight.data.coco_check import degenerate
 from seglight.data.coco_document import Document
 from seglight.data.coco_index import document as read_document
 from seglight.data.coco_index import file_digest, image_faults
 from seglight.data.decode import DataError, read_image
-from seglight.data.files import locate, refuse_overlap
+from seglight.data.files import locate, refuse_overlap, refuse_same
 from seglight.data.instances import InstanceDataModule, InstanceDataset, Objects, Subset
 from seglight.data.packed import Packed, Strings
 from seglight.data.palette import palette
@@ -214,8 +214,7 @@ class COCOFormat(InstanceDataModule):
         for part, folder, file in (("val", val_images, val_annotations), ("test", test_images, test_annotations)):
             if folder and not file:
                 raise ValueError(f"data.{part}_images is given; say data.{part}_annotations, too.")
-        if faulty not in ("error", "drop"):
-            raise ValueError(f"data.faulty is {faulty!r}; it must be error or drop.")
+        choice("faulty", faulty, ("error", "drop"))
         train = (images, annotations)
         val = (val_images or images, val_annotations) if val_annotations else train
         test = (test_images or images, test_annotations) if test_annotations else val
@@ -303,8 +302,7 @@ class COCO(COCOFormat):
     ):
         needed = f"annotations/instances_{val_split}.json"
         self.root = locate(root, "coco", ("", "coco"), needed, _ADVICE)
-        if train_split in (val_split, test_split):
-            raise DataError(f"COCO: {train_split} cannot be trained and judged on. Choose another data.train_split.")
+        refuse_same("COCO", train_split, val_split, test_split)
         file = str(self.root / "annotations/instances_{}.json")
         unlabelled = test_split.startswith("test") and not Path(file.format(test_split)).is_file()
         super().__init__(  # each argument by its name: the command line's help leaves out what is given here

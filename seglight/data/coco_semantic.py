@@ -8,12 +8,13 @@ less. DeepLabv3 (arXiv 1706.05587, "Pretrained on COCO") has the first and the l
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, SemanticDataset, Split
-from seglight.data.check import listing
+from seglight.data.check import choice, listing
 from seglight.data.coco import COCO, COCODataset, class_colours
 from seglight.data.decode import DataError
 from seglight.data.instances import Subset
@@ -59,6 +60,12 @@ class COCOLabels(SemanticDataset):
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 (H, W, 3) RGB and labels uint8 (H, W)."""
         return self.objects.image(index), self.values(index)
+
+    def files_of(self, index: int) -> tuple[Path]:
+        """The image."""
+        if isinstance(self.objects, Subset):
+            return (self.objects.whole.path(self.objects.indices[index]),)
+        return (self.objects.path(index),)
 
     def values(self, index: int) -> np.ndarray:
         """The label map, uint8 (H, W); all 255 where the annotations are not public."""
@@ -130,16 +137,12 @@ class COCOSemantic(SemanticDataModule):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        for name, value, known in (
-            ("classes", classes, ("voc", "coco")),
-            ("overlaps", overlaps, ("ignore", "smaller")),
-            ("crowds", crowds, ("label", "ignore")),
-        ):
-            if value not in known:
-                raise ValueError(f"data.{name} is {value!r}; it must be {' or '.join(known)}.")
+        choice("classes", classes, ("voc", "coco"))
+        choice("overlaps", overlaps, ("ignore", "smaller"))
+        choice("crowds", crowds, ("label", "ignore"))
         if min_pixels < 0:
             raise ValueError(f"data.min_pixels is {min_pixels}; it must be 0 or more.")
-        self.objects = COCO(root, train_split, val_split, test_split, faulty)
+        self.objects = COCO(root, train_split, val_split, test_split, faulty, check=self.check)
         names = self.objects.classes
         if classes == "voc":
             if missing := [name for name in VOC_NAMES if name not in names]:

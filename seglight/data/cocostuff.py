@@ -12,7 +12,7 @@ from seglight.data.check import listing
 from seglight.data.coco import class_colours
 from seglight.data.coco_names import STUFF, THINGS
 from seglight.data.decode import DataError
-from seglight.data.files import FileDataset, locate, warn_of_missing
+from seglight.data.files import FileDataset, locate, refuse_same, warn_of_missing
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
@@ -26,6 +26,7 @@ MAPS = "stuffthingmaps_trainval2017.zip"
 PUBLISHED = {"train2017": 118_287, "val2017": 5_000}
 """Images of each split."""
 _NO_CLASS = 254
+_CONVERTED = "_labelTrainIds"  # what mmsegmentation's converter writes beside the maps
 
 
 class COCOStuff(SemanticDataModule):
@@ -57,8 +58,7 @@ class COCOStuff(SemanticDataModule):
         super().__init__(**kwargs)
         needed = ("stuffthingmaps", "stuffthingmaps_trainval2017", MAPS, f"annotations/{val_split}")
         self.root = locate(root, "coco", ("", "coco", "cocostuff"), needed, _ADVICE)
-        if train_split in (val_split, test_split):
-            raise DataError(f"COCOStuff: {train_split} cannot be trained and judged on. Choose data.train_split.")
+        refuse_same("COCOStuff", train_split, val_split, test_split)
         self.folders = {"train": train_split, "val": val_split, "test": test_split}
 
     def dataset(self, split: Split) -> FileDataset:
@@ -94,4 +94,5 @@ class COCOStuff(SemanticDataModule):
 
 
 def _named(found: dict[str, AnyPath] | None, end: str) -> dict[str, AnyPath]:
-    return {path.removesuffix(end): file for path, file in (found or {}).items() if path.endswith(end)}
+    named = {path.removesuffix(end): file for path, file in (found or {}).items() if path.endswith(end)}
+    return {name: file for name, file in named.items() if not name.endswith(_CONVERTED)}

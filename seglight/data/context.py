@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import listing
+from seglight.data.check import choice, listing
 from seglight.data.context_json import ContextFile
 from seglight.data.decode import DataError, Header
-from seglight.data.files import FileDataset, locate, read_list, refuse_overlap, warn_of_missing
+from seglight.data.files import FileDataset, locate, read_ids, refuse_overlap, warn_of_missing
 from seglight.data.matlab import read_mat
 from seglight.data.palette import palette
 from seglight.data.voc import VOC
@@ -86,6 +86,9 @@ class PascalContext(SemanticDataModule):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        choice("order", order, ("alphabetical", "fcn"))
+        if labels is not None:
+            choice("labels", labels, ("mat", "json"))
         files = [f"{folder}/{_JSON}".lstrip("/") for folder in _DEVKITS]
         needed = {"mat": ["trainval"], "json": files, None: ["trainval", *files]}[labels]
         self.root = locate(root, "pascal_context", ("", "pascal-context"), needed, _ADVICE)
@@ -129,8 +132,7 @@ class PascalContext(SemanticDataModule):
         name = self.lists[split]
         if self.kind == "json" and name in PUBLISHED["json"]:
             return self._file.ids(None if name == "trainval" else name)
-        lines = read_list(self.devkit / "ImageSets/Main" / f"{name}.txt")
-        return [line.split()[0] for line in lines]
+        return read_ids(self.devkit / "ImageSets/Main" / f"{name}.txt")
 
 
 class ContextDataset(FileDataset):

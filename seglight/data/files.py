@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -77,6 +77,10 @@ class FileDataset(SemanticDataset):
             raise DataError(f"{self.image_paths[index]}, {self.mask_paths[index]}: {SIZE_RULE}")
         return image, mask if self.lut is None else cv2.LUT(mask, self.lut)
 
+    def files_of(self, index: int) -> tuple[AnyPath, AnyPath | None]:
+        """Image and mask."""
+        return self.image_paths[index], self.mask_paths[index]
+
     def values(self, index: int) -> np.ndarray:
         """What the mask file holds, uint8 (H, W): the labels before `lut`; 255 where there is no file."""
         path = self.mask_paths[index]
@@ -99,7 +103,9 @@ class FileDataset(SemanticDataset):
         return {**fingerprint(self), **({"archives": archives} if archives else {})}
 
 
-def locate(root: str | None, name: str, inside: Sequence[str], needed: str | Sequence[str], advice: str) -> Path:
+def locate(
+    root: str | None, name: str, inside: Sequence[str], needed: str | Sequence[str], advice: str, option: str = "root"
+) -> Path:
     """The folder of a known dataset: the one among `inside` that holds the file or folder `needed`, or one of several.
 
     Args:
@@ -108,6 +114,7 @@ def locate(root: str | None, name: str, inside: Sequence[str], needed: str | Seq
         inside: subfolders of the root in which the data may lie, "" for the root itself.
         needed: a path that tells that it is the right folder; or several, each of which does.
         advice: how to get the data.
+        option: what says where it is, for messages.
 
     Raises:
         FileNotFoundError: with the folders tried and the advice.
@@ -123,7 +130,7 @@ def locate(root: str | None, name: str, inside: Sequence[str], needed: str | Seq
             if any((folder / part / one).exists() for one in needed):
                 return folder / part
     tried = listing([(folder / part / one).as_posix() for folder in roots for part in inside for one in needed], 4)
-    raise FileNotFoundError(f"Found none of {tried}. Give the folder as data.root. {advice}")
+    raise FileNotFoundError(f"Found none of {tried}. Give the folder as data.{option}. {advice}")
 
 
 def read_list(path: Path) -> list[str]:
@@ -135,7 +142,20 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         others = sorted(other.stem for other in path.parent.glob("*.txt"))
         raise FileNotFoundError(f"There is no split list {path}. Lists beside it: {listing(others) or 'none'}.")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    text = path.read_text("utf-8-sig")  # Windows writes a mark before the first name
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_ids(path: Path) -> list[str]:
+    """Names of the samples of a split list.
+
+    A line may go on behind the name, and the name may be the path of an image, as in DeepLab's lists:
+    "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
+
+    Raises:
+        FileNotFoundError: as `read_list`.
+    """
+    return [PurePosixPath(line.split()[0]).name.removesuffix(".jpg") for line in read_list(path)]
 
 
 def warn_of_missing(name: str, found: int, published: int, what: str = "") -> None:
@@ -156,6 +176,19 @@ def refuse_overlap(name: str, train: Sequence[str], val: Sequence[str]) -> None:
         )
 
 
+def refuse_same(name: str, train: str, *judged: str) -> None:
+    """Raise DataError if the training split is also one that the model is judged by."""
+    if train in judged:
+        raise DataError(f"{name}: {train} cannot be trained and judged on. Choose another data.train_split.")
+
+
+def names_in(folder: Path, suffix: str) -> set[str]:
+    """Names of the files in a folder, without their suffix; none if there is no folder."""
+    if not folder.is_dir():
+        return set()
+    return {name.removesuffix(suffix) for name in os.listdir(folder) if name.endswith(suffix)}
+
+
 def find(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files below a folder, by their path without suffix relative to it, sorted; hidden ones are left out.
 
@@ -163,7 +196,7 @@ def find(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
         DataError: two files of the same name with different suffixes.
     """
     names: list[tuple[str, ...]] = []  # strings rather than paths: a fifth of the time
-    for here, _, inside in os.walk(folder):
+    for here, _, inside in os.walk(folder, followlinks=True):
         parts = Path(here).relative_to(folder).parts
         kept = (name for name in inside if os.path.splitext(name)[1].lower() in suffixes and name[0] != ".")
         names += [(*parts, name) for name in kept]

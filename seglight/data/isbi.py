@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from seglight.data.base import SemanticDataModule, SemanticDataset, Split
-from seglight.data.check import listing
+from seglight.data.check import choice, listing
 from seglight.data.decode import DataError, read_mask
 from seglight.data.files import FileDataset, locate, warn_of_missing
 
@@ -51,6 +51,7 @@ class ISBI(SemanticDataModule):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        choice("test_split", test_split, ("val", "test"))
         self.root = locate(root, "isbi2012", ("", "isbi"), (_IMAGES, "train/label"), _ADVICE)
         self.stacks = (self.root / _IMAGES).is_file()
         self.names = self._names()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from seglight.data.archive import AnyPath, Member
 from seglight.data.base import SemanticDataModule, SemanticDataset, Split
+from seglight.data.cache import Cached
 from seglight.data.check import listing
 from seglight.data.decode import DataError
 from seglight.types import IGNORE_INDEX
@@ -45,6 +49,8 @@ class Mixed(SemanticDataModule):
             raise ValueError("data.parts is empty; name at least one dataset.")
         if odd := [name for name in parts if "/" in name or not name]:
             raise ValueError(f"data.parts: {listing(odd)} cannot be a name, since it stands before ids: NAME/id.")
+        if odd := [name for name, part in parts.items() if not isinstance(part, SemanticDataModule)]:
+            raise ValueError(f"data.parts: {listing(odd)} has no pixel labels; datasets of objects cannot be mixed.")
         evaluate = next(iter(parts)) if evaluate is None else evaluate
         for option, named in (("repeats", repeats or {}), ("rename", rename or {}), ("evaluate", [evaluate])):
             if unknown := [name for name in named if name not in parts]:
@@ -126,6 +132,11 @@ class MixedDataset(SemanticDataset):
         name, at = self._place(index)
         return self._translated(name, *self.data[name].view(at))
 
+    def files_of(self, index: int) -> tuple[AnyPath | None, ...]:
+        """Those of the part."""
+        name, at = self._place(index)
+        return self.data[name].files_of(at)
+
     def _place(self, index: int) -> tuple[str, int]:
         """The part that a sample is from, and its index there."""
         span = int(np.searchsorted(self.starts, index, "right")) - 1
@@ -185,12 +196,23 @@ def _table(
     return table
 
 
-def _keys(part: SemanticDataModule, data: SemanticDataset) -> dict[tuple[str, str], str]:
+def _keys(part: SemanticDataModule, data: SemanticDataset) -> dict[tuple[str, ...], str]:
     """What tells which picture a sample shows, and the id of the sample; nothing for generated pictures."""
+    data = data.dataset if isinstance(data, Cached) else data
     if isinstance(data, MixedDataset):
         inner = {name: _keys(one, data.data[name]) for name, one in part.parts.items()}
         return {key: f"{name}/{one}" for name, keys in inner.items() for key, one in keys.items()}
     if part.id_space:
-        return {(part.id_space, one): one for one in data.ids}
+        return {(part.id_space, one.lstrip("0")): one for one in data.ids}  # COCO's ids, and its names of 12 digits
     paths = getattr(data, "image_paths", None)
-    return {("file", str(path)): one for path, one in zip(paths, data.ids, strict=True)} if paths else {}
+    return {_file(path): one for path, one in zip(paths, data.ids, strict=True)} if paths else {}
+
+
+def _file(path: AnyPath) -> tuple[str, ...]:
+    """The same for all paths that lead to a file, whether relative or by links."""
+    if isinstance(path, Member):
+        return "member", os.path.realpath(path.archive.path), path.archive.names[path.place]
+    with suppress(FileNotFoundError):
+        state = path.stat()
+        return "file", str(state.st_dev), str(state.st_ino)
+    return "missing", str(path)

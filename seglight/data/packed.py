@@ -37,7 +37,8 @@ class Packed:
     def replaced(self, **arrays: np.ndarray) -> Packed:
         """The same, with these arrays instead of those of their names."""
         new = Packed(**{**self._arrays, **arrays})
-        new._files = {name: path for name, path in self._files.items() if name not in arrays}
+        if self._folder is None:  # else the files go with this object
+            new._files = {name: path for name, path in self._files.items() if name not in arrays}
         return new
 
     def __getattr__(self, name: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.decode import DataError, Header
-from seglight.data.files import FileDataset, locate, read_list, refuse_overlap
+from seglight.data.files import FileDataset, locate, read_ids, refuse_overlap
 from seglight.data.matlab import read_mat
 from seglight.data.palette import palette
 
@@ -46,10 +45,7 @@ def find_sbd(sbd: str | None, beside: Sequence[Path] = ()) -> Path:
             for part in ("benchmark_RELEASE/dataset", "sbd/benchmark_RELEASE/dataset", "sbd", "SBD"):
                 if (folder / part / "cls").is_dir():
                     return folder / part
-    try:
-        return locate(sbd, "sbd", _INSIDE, "cls", ADVICE)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(str(error).replace("data.root", "data.sbd")) from None
+    return locate(sbd, "sbd", _INSIDE, "cls", ADVICE, option="sbd")
 
 
 class SBDFiles:
@@ -64,7 +60,7 @@ class SBDFiles:
 
     def ids(self, name: str) -> list[str]:
         """The names of a list."""
-        return [line.split()[0] for line in read_list(self.folder / f"{name}.txt")]
+        return read_ids(self.folder / f"{name}.txt")
 
     def image(self, name: str) -> Path:
         """JPEG file of a sample; those of VOC are the same pictures."""
@@ -136,10 +132,3 @@ class SBD(SemanticDataModule):
             refuse_overlap("SBD", ids, sbd.ids(self.lists["val"]))
         images, masks = [sbd.image(name) for name in ids], [sbd.mask(name) for name in ids]
         return SBDMasks(f"SBD {self.lists[split]}", ids, images, masks, np.arange(256), advice=LABEL_ADVICE)
-
-
-def names_in(folder: Path, suffix: str) -> set[str]:
-    """Names of the files in a folder, without their suffix; none if there is no folder."""
-    if not folder.is_dir():
-        return set()
-    return {name.removesuffix(suffix) for name in os.listdir(folder) if name.endswith(suffix)}

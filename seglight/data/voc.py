@@ -12,11 +12,11 @@ import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.decode import DataError
-from seglight.data.files import FileDataset, locate, read_list, refuse_overlap, warn_of_missing
+from seglight.data.files import FileDataset, locate, names_in, read_ids, refuse_overlap, warn_of_missing
 from seglight.data.instance_maps import MapDataset, objects_of
 from seglight.data.instances import InstanceDataModule, Objects
 from seglight.data.palette import palette
-from seglight.data.sbd import CLASSES, LABEL_ADVICE, SBDFiles, SBDMasks, find_sbd, names_in
+from seglight.data.sbd import CLASSES, LABEL_ADVICE, SBDFiles, SBDMasks, find_sbd
 from seglight.types import IGNORE_INDEX
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class VOC(SemanticDataModule):
         return self._list(name)
 
     def _list(self, name: str) -> list[str]:
-        return [line.split()[0] for line in read_list(self._file(name))]
+        return read_ids(self._file(name))
 
     def _file(self, name: str) -> Path:
         if name.endswith(".txt"):
@@ -145,7 +145,7 @@ class VOC(SemanticDataModule):
 
     def _with_sbd(self, name: str) -> bool:
         """Whether a split is read from SBD's own files."""
-        if self.masks is not None:
+        if self.masks is not None or name.endswith(".txt"):
             return False
         if name != "trainaug":
             return name.startswith("sbd_")
@@ -191,7 +191,7 @@ class VOC(SemanticDataModule):
                 "data.train_split: train."
             )
         seen = set(self.sbd.ids("train"))
-        return [line.split()[0] for line in read_list(older) if line.split()[0] not in seen]
+        return [name for name in read_ids(older) if name not in seen]
 
 
 _MADE = "SegmentationClassAug"

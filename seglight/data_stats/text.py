@@ -84,7 +84,7 @@ def _labels(stats: Statistics) -> list[str]:
         found.append(f"Unlabelled (255): {share} % of the pixels" + (f"; {bare:,} images wholly." if bare else "."))
     else:
         left = ", which training leaves out unless data.skip_empty is false" if bare and stats.split == "train" else ""
-        found.append(f"No object covers {share} % of the pixels; {bare:,} images hold none{left}.")
+        found.append(f"{share} % of the pixels belong to no object; {bare:,} images hold none{left}.")
     absent = [name for name, images in zip(stats.classes, stats.holding, strict=True) if not images]
     if absent and bare < stats.images:
         found.append(f"Classes that never occur ({len(absent)}): {', '.join(absent)}.")

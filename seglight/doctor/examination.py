@@ -16,12 +16,13 @@ from seglight.data.files import FileDataset
 from seglight.data.instance_maps import MapDataset
 from seglight.data.instances import InstanceDataset
 from seglight.doctor import objects, semantic
+from seglight.doctor.case import Case, Part
 from seglight.doctor.crew import each
 from seglight.doctor.duplicates import thumbnail
 from seglight.doctor.findings import Finding, Place, Report, below, of_faults, worst_first
 from seglight.doctor.leaks import duplicate_findings
 from seglight.doctor.look import Sample, look_at_file, look_at_pair
-from seglight.doctor.sources import Case, Part, open_source
+from seglight.doctor.sources import open_source
 from seglight.types import IGNORE_INDEX
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]

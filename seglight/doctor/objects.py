@@ -37,7 +37,7 @@ def document_findings(
         scale = _scale(document, show, split)
         findings += scale or _outlines(document, show, split, drop)
         findings += _numbers(document, show, split)
-    findings += _names(document, split)
+    findings += class_name_findings(document.categories, split)
     if folder is not None:
         findings += _unlisted(document, folder, split, root)
     return findings, bad
@@ -227,11 +227,6 @@ def _numbers(document: Document, show: _Show, split: str) -> list[Finding]:
         fix = "Look whether annotations were lost." if most else "Fine if nothing is in them (data.skip_empty)."
         findings.append(Finding("warning" if most else "note", "no-object", what, fix, places, "image", (split,)))
     return findings
-
-
-def _names(document: Document, split: str) -> list[Finding]:
-    """Category names that differ in case or blanks only."""
-    return class_name_findings(document.categories, split)
 
 
 def class_name_findings(classes: Sequence[str], split: str = "") -> list[Finding]:

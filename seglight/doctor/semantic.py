@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SMALL, LONG, LARGE = 32, 6.0, 64_000_000  # pixels of a side, ratio of the sides, pixels
 RARE = 1e-4  # share of the labelled pixels
+SHARED = 200  # pictures of one mask that each of the others is compared with
 _ALL_IGNORED = "ignored wholly (every pixel is 255), so there is nothing to learn from or to be judged by."
 
 
@@ -297,15 +298,21 @@ def _masks(split: str, looks: Sequence[Sample], places: Sequence[_Places], data:
 
 def _shared(data: FileDataset, group: Sequence[_Places], looks: Sequence[Sample]) -> list[_Places]:
     """Those of a group whose mask is that of another one, although their pictures differ."""
-    masks = [data.values(place.index) for place in group]
-    thumbs = [looks[place.index].picture.thumb for place in group]
-    found = set()
-    for i, j in combinations(range(len(group)), 2):
-        one, other = thumbs[i], thumbs[j]
-        differ = one is not None and other is not None and np.abs(one.astype(int) - other).mean() > 8
-        if differ and np.array_equal(masks[i], masks[j]):
-            found |= {i, j}
-    return [group[i] for i in sorted(found)]
+    equal: dict[bytes, list[_Places]] = defaultdict(list)
+    for place in group:  # one at a time: a fixed camera may have the same mask a thousand times
+        mask = data.values(place.index)
+        equal[hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).digest()].append(place)
+    found = []
+    for same in equal.values():
+        seen = [place for place in same if looks[place.index].picture.thumb is not None]
+        thumbs = np.array([looks[place.index].picture.thumb for place in seen], np.int16)
+        found += [place for place, one in zip(seen, thumbs, strict=True) if _apart(thumbs[:SHARED], one)]
+    return sorted(found, key=lambda place: place.index)
+
+
+def _apart(thumbs: np.ndarray, one: np.ndarray) -> bool:
+    """Whether one thumbnail differs from any of several."""
+    return bool((np.abs(thumbs - one).reshape(len(thumbs), -1).mean(1) > 8).any())
 
 
 def _classes(severity: Any, rule: str, what: str, fix: str, which: np.ndarray, classes: tuple[str, ...]) -> Finding:

@@ -4,71 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 
 from seglight.data.base import DataModule, Split
-from seglight.data.check import listing
 from seglight.data.coco import COCOFormat
 from seglight.data.coco_document import Document
 from seglight.data.coco_json import read
 from seglight.data.decode import DataError
-from seglight.data.files import FileDataset
-from seglight.data.folder import IMAGES, MASKS, Folder
+from seglight.data.folder import IMAGES, Folder
 from seglight.data.mixed import Mixed, MixedDataset
+from seglight.doctor.case import SPLITS, Case, Part
 from seglight.doctor.findings import Finding, Place, of_text, told
-
-if TYPE_CHECKING:
-    from seglight.data.palette import Colour
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "leftImg8bit", "photos", "raw")
-_MASK_FOLDERS = (
-    *("masks", "mask", "labels", "label", "annotations", "annotation", "SegmentationClass", "gt", "groundtruth"),
-    *("targets", "ann", "segmentation"),
-)
-
-
-@dataclass
-class Part:
-    """One split: a dataset of some kind, and what its labels mean."""
-
-    split: str
-    data: Any
-    """A `FileDataset`, an `InstanceDataset`, another `SemanticDataset`, or a `Document`."""
-    folder: Path | None = None
-    """Of the images of a `Document`; None where there are none."""
-    chosen: dict[str, np.ndarray] | None = None
-    """Images of a `Document` that each split has, where it holds several."""
-    drop: bool = False
-    """Degenerate objects of a `Document` are left out of training by option."""
-    classes: tuple[str, ...] | None = None
-    """Where they are not those of the case."""
-
-
-@dataclass
-class Case:
-    """What is examined."""
-
-    name: str
-    root: str
-    classes: tuple[str, ...] | None
-    """None where nobody has named them yet."""
-    own: bool
-    """The classes are the user's, rather than those of a published dataset."""
-    parts: list[Part] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    """Made on the way."""
-    option: str = "data"
-    """The class of the datamodule that would take it."""
+from seglight.doctor.pairs import as_dataset, pairs_of, raw
 
 
 def open_source(source: Any, overrides: Sequence[str] = (), split: str | None = None) -> Case:
@@ -138,7 +91,7 @@ def _images_there(module: COCOFormat) -> bool:
 def _by_sight(path: Path, error: Exception, split: str | None) -> Case | None:
     """What no datamodule accepts, as far as it can be examined all the same."""
     if path.is_dir():
-        return _raw(path, error, split) or _of_json(path, split)
+        return raw(path, error, split) or _of_json(path, split)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return None
     finding = of_text(str(error), [Place(str(path))], unit="")
@@ -156,7 +109,7 @@ def _by_sight(path: Path, error: Exception, split: str | None) -> Case | None:
         if place.suffix == ".json" and place.is_file():
             case = _of_documents([place], split)
         elif place.is_dir():
-            case = _raw(place, None, split) or _of_json(place, split)
+            case = raw(place, None, split) or _of_json(place, split)
         else:
             continue
         if case is not None:
@@ -180,7 +133,7 @@ def _options(tree: Any) -> dict[str, Any]:
 
 def _of_module(module: DataModule, split: str | None) -> Case:
     own = isinstance(module, Folder) or type(module) is COCOFormat
-    case = Case(type(module).__name__, "", tuple(module.classes), own, option=type(module).__name__)
+    case = Case(type(module).__name__, "", tuple(module.classes), own)
     if isinstance(module, COCOFormat):
         _documents_of(module, case, split)
     else:
@@ -198,10 +151,10 @@ def _add_split(module: DataModule, case: Case, split: Split, asked: bool) -> Non
             return  # test labels are seldom public
         found = of_text(str(error), split=split, unit="")
         if found.rule == "unpaired" and isinstance(module, Folder):
-            pairs, lonely = _pairs_of(module, split)
+            pairs, lonely = pairs_of(module, split)
             case.findings += lonely
             if pairs:
-                case.parts.append(Part(split, _files(f"Folder {split}", pairs, module.lut, module.colours)))
+                case.parts.append(Part(split, as_dataset(f"Folder {split}", pairs, module.lut, module.colours)))
             return
         if all(found.what != other.what for other in case.findings):
             case.findings.append(found)
@@ -248,7 +201,7 @@ def _of_json(folder: Path, split: str | None) -> Case | None:
 
 
 def _of_documents(files: Sequence[Path], split: str | None) -> Case:
-    case = Case("COCO's format", "", None, True, option="COCOFormat")
+    case = Case("COCO's format", "", None, True)
     for file in dict.fromkeys(files):
         name = next((one for one in SPLITS if one in file.stem), file.stem)
         if split and name != split:
@@ -292,117 +245,6 @@ def _images_of(file: Path, document: Document) -> Path | None:
     return places[int(np.argmax(counts))] if some and max(counts) else None
 
 
-# ---------------------------------------------------------------- images and masks without names for the classes
-
-
-def _raw(root: Path, error: Exception | None, split: str | None) -> Case | None:
-    """Pairs below a folder, whatever its masks hold; None if there are no two folders with pictures."""
-    templates = _layout(root)
-    if templates is None:
-        return None
-    case = Case("images and masks", str(root), None, True, option="Folder")
-    file = root / "classes.txt"
-    if file.is_file():
-        case.classes = tuple(line.strip() for line in file.read_text().splitlines() if line.strip()) or None
-    seen: dict[tuple[Path, Path], str] = {}
-    for one in [split] if split else SPLITS:
-        places = [_place(root, template, one) for template in templates]
-        if places[0] is None or places[1] is None or (places[0], places[1]) in seen:
-            continue
-        seen[places[0], places[1]] = one
-        several = "{split}" in templates[0]
-        pairs, lonely = _pair_up(places[0], places[1], one if several else "")
-        case.findings += lonely
-        if pairs:
-            case.parts.append(Part(one if several else "train and val", _files(f"Folder {one}", pairs)))
-    if not case.parts and not case.findings:
-        return None
-    told_anyway = "need names" in str(error) or "without" in str(error) or isinstance(error, FileNotFoundError)
-    if error is not None and not told_anyway:
-        case.findings.append(of_text(str(error), unit=""))
-    return case
-
-
-def _files(
-    name: str,
-    pairs: dict[str, tuple[Path, Path]],
-    lut: np.ndarray | None = None,
-    colours: dict[Colour, int] | None = None,
-) -> FileDataset:
-    images, masks = zip(*pairs.values(), strict=True)
-    return FileDataset(name, list(pairs), images, masks, lut, colours)
-
-
-def _layout(root: Path) -> tuple[str, str] | None:
-    """Templates of the folders of images and masks."""
-    for place in ("{split}/{}", "{}/{split}", "{}"):
-        for image in _IMAGE_FOLDERS:
-            for mask in _MASK_FOLDERS:
-                found = place.replace("{}", image), place.replace("{}", mask)
-                if any(_place(root, found[0], one) and _place(root, found[1], one) for one in SPLITS):
-                    return found
-    return None
-
-
-def _place(root: Path, template: str, split: str) -> Path | None:
-    folders = (root / template.replace("{split}", name) for name in _ALIASES[split])
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def _pairs_of(module: Folder, split: str) -> tuple[dict[str, tuple[Path, Path]], list[Finding]]:
-    """The pairs of a `Folder` that refuses its split because of some that are none."""
-    places = [_place(module.root, template, split) for template in (module.images, module.masks)]
-    if places[0] is None or places[1] is None:
-        return {}, []
-    return _pair_up(places[0], places[1], split if "{split}" in module.images else "", module.mask_suffix)
-
-
-def _pair_up(
-    images: Path, masks: Path, split: str, suffix: str | None = None
-) -> tuple[dict[str, tuple[Path, Path]], list[Finding]]:
-    """Image and mask by name, and findings about those without a partner."""
-    pictures, found = _by_name(images, IMAGES), _by_name(masks, MASKS)
-    findings = []
-    for what, group in (("images", pictures), ("masks", found)):
-        if double := [path for paths in group.values() for path in paths[1:]]:
-            text = "the same name as another file but for the suffix, so it is not clear which one is meant."
-            places = tuple(Place(str(path), image=path) for path in double)
-            findings.append(Finding("error", f"{what}-twice", text, "Remove one of each.", places, "file", (split,)))
-    if suffix is None:
-        suffix = _suffix(list(pictures), list(found))
-    named = {name.removesuffix(suffix): paths[0] for name, paths in found.items() if name.endswith(suffix)}
-    lonely = sorted(pictures.keys() - named.keys()), sorted(named.keys() - pictures.keys())
-    fix = "Add what is missing, or move these away. An image and its mask have the same name but for the suffix."
-    splits = (split,) if split else ()
-    for names, of, partner, unit in ((lonely[0], pictures, "a mask", "image"), (lonely[1], named, "an image", "mask")):
-        if names:
-            paths = [of[name][0] if unit == "image" else of[name] for name in names]
-            places = tuple(Place(str(path), image=path) for path in paths)
-            findings.append(Finding("error", "unpaired", f"without {partner}.", fix, places, unit, splits))
-    pairs = {name: (pictures[name][0], named[name]) for name in pictures if name in named}
-    if suffix and pairs:
-        text = f"the names of the masks end in {suffix!r}."
-        findings.append(Finding("note", "mask-suffix", text, "Say so in the experiment.", (), "", splits,
-                                f"data.mask_suffix: {suffix!r}"))  # fmt: skip
-    return pairs, findings
-
-
-def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return found
-
-
-def _suffix(images: list[str], masks: list[str]) -> str:
-    """What most mask names have after an image's name: "_mask"."""
-    if not set(images).isdisjoint(masks):
-        return ""
-    ends = Counter(mask.removeprefix(name) for name in images[:50] for mask in masks if mask.startswith(name))
-    return ends.most_common(1)[0][0] if ends else ""
-
-
 def _root(case: Case) -> str:
     """The folder that holds all files."""
     folders: set[str] = set()
@@ -414,6 +256,3 @@ def _root(case: Case) -> str:
             for paths in (getattr(one, "image_paths", ()), getattr(one, "mask_paths", ())):
                 folders |= {str(path.parent) for path in paths if path is not None}
     return os.path.commonpath(folders) if folders else ""
-
-
-__all__ = ["SPLITS", "Case", "Part", "listing", "open_source"]

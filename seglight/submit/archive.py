@@ -78,7 +78,8 @@ class Reader:
                 self.names = [entry.name.removeprefix("./") for entry in self._entries]
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error) as error:
             self.close()
-            raise DataError(f"{self.path} is no whole zip or tar archive ({error}).") from error
+            reason = str(error).partition("\n")[0].rstrip(":")  # tarfile adds a line for each way to pack
+            raise DataError(f"{self.path} is no whole zip or tar archive ({reason}).") from error
 
     def __enter__(self) -> Reader:
         return self

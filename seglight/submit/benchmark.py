@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -101,13 +102,13 @@ def has_labels(dataset: Any) -> bool:
 
 def compare_names(found: Sequence[str], expected: Sequence[str]) -> list[Fault]:
     """Files that are missing, too many, or there twice."""
-    have, want = set(found), set(expected)
-    twice = {name for name in have if found.count(name) > 1} if len(have) < len(found) else set()
+    have, want = Counter(found), set(expected)
+    twice = {name for name, count in have.items() if count > 1}
     faults = [
         Fault(0, "missing: the server wants one for every image of the split.", n) for n in expected if n not in have
     ]
     faults += [Fault(1, "not of this split, or in another folder: the server refuses or misreads it.", n)
-               for n in sorted(have - want)]  # fmt: skip
+               for n in sorted(have.keys() - want)]  # fmt: skip
     return faults + [Fault(1, "there more than once.", name) for name in sorted(twice)]
 
 

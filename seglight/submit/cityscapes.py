@@ -88,11 +88,12 @@ class CityscapesSubmission(Submission):
         metric = CityscapesAP() if has_labels(dataset) else None
         faults: list[Fault] = []
         named: list[str] = []
-        for name in sorted(set(archive.names) & set(texts)):
+        there = set(archive.names)
+        for name in sorted(there & set(texts)):
             index, found = texts[name], []
             for mask, label, score in _lines(archive, name, faults):
                 named.append(mask)
-                if mask not in archive.names:
+                if mask not in there:
                     continue
                 try:
                     shape = read_labels(archive.read(mask), size_of(dataset, index), np.ones(256, bool), None)

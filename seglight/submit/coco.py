@@ -51,6 +51,7 @@ class COCOSubmission(Submission):
     def entries(self, data: Any, image_id: str, index: int, prediction: Any) -> list[tuple[str, bytes]]:
         """Nothing yet: the results of all images are one file."""
         found = zip(prediction["labels"].tolist(), prediction["scores"].tolist(), prediction["rles"], strict=True)
+        best = sorted(found, key=lambda one: -one[1])[:MOST]
         self._found[index] = [
             {
                 "image_id": int(image_id),
@@ -58,7 +59,7 @@ class COCOSubmission(Submission):
                 "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
                 "score": float(f"{score:.7g}"),
             }
-            for label, score, rle in list(found)[:MOST]
+            for label, score, rle in best
         ]
         return []
 
