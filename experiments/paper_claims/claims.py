@@ -84,14 +84,14 @@ CLAIMS = {
         steps=400,
     ),
     "pyramid": Comparison(
-        "PSPNet: so does pooling the picture in a pyramid",
+        "PSPNet: pooling the picture in a pyramid tells classes that only the scene decides",
         {"kind": "context", "side": 129},
         {"no pooling": PLAIN, "pyramid pooling": _model("PSPNet", **SHALLOW, loss_weights={"out": 1.0})},
         [("pyramid pooling", "no pooling")],
         score=(1, 2),
     ),
     "encoding": Comparison(
-        "EncNet: so does encoding the picture's statistics",
+        "EncNet: encoding the picture's statistics tells classes that only the scene decides",
         {"kind": "context", "side": 129},
         {
             "no encoding": PLAIN,
