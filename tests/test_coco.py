@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from seglight.data.coco import COCO, COCODataset, COCOFormat
-from seglight.data.coco_check import _covers, degenerate
-from seglight.data.coco_document import pixels
-from seglight.data.coco_json import read
+from seglight.data.cocojson.check import _covers, degenerate
+from seglight.data.cocojson.document import pixels
+from seglight.data.cocojson.reader import read
 from seglight.data.decode import DataError
 from seglight.data.formats.coco import COCO_CATEGORIES, write_coco
 from seglight.data.rle import decode_into, run_lengths

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seglight.data import coco_check, coco_index, coco_json, coco_pieces
 from seglight.data.coco import COCODataset, COCOFormat
+from seglight.data.cocojson import check as coco_check
+from seglight.data.cocojson import index as coco_index
+from seglight.data.cocojson import pieces as coco_pieces
+from seglight.data.cocojson import reader as coco_json
 from seglight.data.decode import DataError
 from seglight.data.transforms import Geometry
 

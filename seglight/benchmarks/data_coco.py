@@ -22,7 +22,7 @@ from seglight.benchmarks.data_semantic import per_second
 from seglight.benchmarks.recipes import MEAN, STD, one_core
 from seglight.benchmarks.timing import paired
 from seglight.data.coco import COCODataset
-from seglight.data.coco_json import read
+from seglight.data.cocojson.reader import read
 from seglight.data.instance_transforms import InstanceTransform, train_batch
 from seglight.data.scenes import scene
 

@@ -61,7 +61,7 @@ def coco_list(path: Path, images: int) -> Path:
 def _start(path: str) -> None:
     import time
 
-    from seglight.data.coco_index import document
+    from seglight.data.cocojson.index import document
 
     begin = time.perf_counter()
     document(path)

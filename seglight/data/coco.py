@@ -12,10 +12,10 @@ import numpy as np
 
 from seglight.data.base import Split
 from seglight.data.check import choice, listing, paragraphs
-from seglight.data.coco_check import degenerate
-from seglight.data.coco_document import Document
-from seglight.data.coco_index import document as read_document
-from seglight.data.coco_index import file_digest, image_faults
+from seglight.data.cocojson.check import degenerate
+from seglight.data.cocojson.document import Document
+from seglight.data.cocojson.index import document as read_document
+from seglight.data.cocojson.index import file_digest, image_faults
 from seglight.data.decode import DataError, read_image
 from seglight.data.files import locate, refuse_overlap, refuse_same
 from seglight.data.instances import InstanceDataModule, InstanceDataset, Objects, Subset
@@ -36,7 +36,7 @@ class COCODataset(InstanceDataset):
 
     Args:
         name: of dataset and split, for messages.
-        document: the file, see `seglight.data.coco_json.read`.
+        document: the file, see `seglight.data.cocojson.reader.read`.
         folder: that the file names are relative to.
         faulty: "error" lets `check` refuse data with any fault; "drop" leaves out what is faulty, and says how much.
         evaluation: keep objects without a pixel or extent when dropping, as COCO's own evaluation counts them.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from seglight.data.check import listing
-from seglight.data.coco_json import _entries, _text
+from seglight.data.cocojson.stream import entries, text_of
 from seglight.data.decode import DataError
 from seglight.data.packed import Packed, Strings, pack_bytes
 from seglight.data.rle import run_lengths
@@ -42,7 +42,7 @@ class ContextFile:
         segments: list[tuple[int, int, bytes]] = []
         seen: set[str] = set()
         wrong: list[str] = []
-        for name, number, one in _entries(self.path, _text(self.path), LISTS):
+        for name, number, one in entries(self.path, text_of(self.path), LISTS):
             seen.add(name)
             if number is None or name not in _USED:
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from seglight.data.check import Fault, listing, value_counts
-from seglight.data.coco_document import Document
+from seglight.data.cocojson.document import Document
 from seglight.data.decode import DataError
 from seglight.data.files import FileDataset
 from seglight.data.instance_maps import MapDataset

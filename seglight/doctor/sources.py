@@ -14,8 +14,8 @@ import yaml
 
 from seglight.data.base import DataModule, Split
 from seglight.data.coco import COCOFormat
-from seglight.data.coco_document import Document
-from seglight.data.coco_json import read
+from seglight.data.cocojson.document import Document
+from seglight.data.cocojson.reader import read
 from seglight.data.decode import DataError
 from seglight.data.folder import IMAGES, Folder
 from seglight.data.mixed import Mixed, MixedDataset

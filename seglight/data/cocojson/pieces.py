@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seglight.data.check import Fault
-from seglight.data.coco_json import Annotations, Unusable
+from seglight.data.cocojson.lists import Annotations, Unusable
 
 MARK = "the annotations were cut out"
 """The only annotation in what is left of the file."""
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
     """What one process has read."""
 
     columns: dict[str, np.ndarray]
-    """See `seglight.data.coco_json.Annotations.columns`."""
+    """See `seglight.data.cocojson.lists.Annotations.columns`."""
     entries: int
     unusable: list[tuple[int, Unusable, object]]
     """Number in the piece, why, and the entry."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from seglight.data.check import Fault
-from seglight.data.coco_document import Document, pixels
+from seglight.data.cocojson.document import Document, pixels
 from seglight.data.decode import DataError, image_fault, probe
 from seglight.data.packed import Strings
 

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from seglight.data import coco_check, coco_document, coco_json, coco_pieces
 from seglight.data.check import Fault
-from seglight.data.coco_document import Document
+from seglight.data.cocojson import check, lists, pieces, reader, stream
+from seglight.data.cocojson import document as document_module
+from seglight.data.cocojson.document import Document
 from seglight.data.packed import Packed, Strings
 from seglight.data.store import alone, whole
 
@@ -45,29 +46,29 @@ def home() -> Path:
 
 
 def document(path: str | Path, labelled: bool = True) -> Document:
-    """As `seglight.data.coco_json.read`, from the index if the file is large.
+    """As `seglight.data.cocojson.reader.read`, from the index if the file is large.
 
     Without a folder to write to, the file is read every time, which is logged.
     """
     path = Path(path)
     if path.stat().st_size < SMALLEST:
-        return coco_json.read(path, labelled)
+        return reader.read(path, labelled)
     try:
         return _indexed(path, labelled)
     except OSError as error:
         log.warning("No index for %s (%s). Name a folder with room for it: SEGLIGHT_CACHE.", path, error)
-        return coco_json.read(path, labelled)
+        return reader.read(path, labelled)
 
 
 def image_faults(found: Document, folder: Path) -> tuple[np.ndarray, list[Fault]]:
-    """As `seglight.data.coco_check.image_faults`; files that have not changed since are not opened again."""
+    """As `seglight.data.cocojson.check.image_faults`; files that have not changed since are not opened again."""
     if found.index is None:
-        return coco_check.image_faults(found, folder)
+        return check.image_faults(found, folder)
     name = _short(f"{folder} {folder.resolve()}")
     memo, states = found.index / f"images-{name}.npz", _states(found, folder)
     before, faults = _remembered(memo, len(found))
     changed = (states != before).any(1) | (states[:, 0] < 0)
-    bad, fresh = coco_check.image_faults(found, folder, changed)
+    bad, fresh = check.image_faults(found, folder, changed)
     listed = iter(fresh)
     of_image = {**faults, **{index: next(listed) for index in np.flatnonzero(bad).tolist()}}
     of_image = {index: fault for index, fault in of_image.items() if bad[index] or not changed[index]}
@@ -95,7 +96,7 @@ def _indexed(path: Path, labelled: bool) -> Document:
                 found, damage = _load(folder, path, digest)
     if not found:
         raise OSError(f"{folder} cannot be read back: {damage}")
-    return found if found.labelled or not labelled else coco_json.read(path, labelled)  # which raises
+    return found if found.labelled or not labelled else reader.read(path, labelled)  # which raises
 
 
 def _build(folder: Path, path: Path) -> None:
@@ -105,8 +106,8 @@ def _build(folder: Path, path: Path) -> None:
                 shutil.rmtree(old)
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
-        found = coco_json.read(path, labelled=False, points=work / "points.npy")
-        bad, faults = coco_check.degenerate(found)
+        found = reader.read(path, labelled=False, points=work / "points.npy")
+        bad, faults = check.degenerate(found)
         found.packed.replaced(degenerate=bad).save(work)
         files = sorted(work.glob("*.npy"))
         header = {
@@ -169,7 +170,7 @@ def _checksum(file: Path) -> int:
 
 def _code() -> str:
     """Of the code that makes an index."""
-    modules = (coco_json, coco_pieces, coco_document, coco_check)
+    modules = (reader, lists, stream, pieces, document_module, check)
     return hashlib.sha256("".join(inspect.getsource(one) for one in modules).encode()).hexdigest()[:12]
 
 

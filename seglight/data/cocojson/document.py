@@ -34,11 +34,11 @@ class Document:
     labelled: bool = True
     """False if the file has no list of annotations, as those of COCO's test images."""
     index: Path | None = None
-    """Folder of what is known about the file from an earlier time, see `seglight.data.coco_index`."""
+    """Folder of what is known about the file from an earlier time, see `seglight.data.cocojson.index`."""
     sha256: str | None = None
     """Of the file, where it is known."""
     degenerate: tuple[np.ndarray, list[Fault]] | None = None
-    """What `seglight.data.coco_check.degenerate` finds, where it is known."""
+    """What `seglight.data.cocojson.check.degenerate` finds, where it is known."""
 
     def __len__(self) -> int:
         return len(self.packed.image_ids)
