@@ -12,6 +12,6 @@ __getattr__, __all__ = lazy(
         "data": "",
         "load": "checkpoints",
         "models": "",
-        "trainer_parts": "callbacks.run_folder",
+        "trainer_parts": "callbacks.parts",
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -146,7 +147,12 @@ def main(argv: list[str]) -> int:
         "objects.json, an annotation file of all pictures. "
         "Test-time options of the model: --model.test_flip true, --model.test_scales [0.75,1,1.25], ...",
     )
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint of seglight")
+    parser.add_argument(
+        "--ckpt_path",
+        required=True,
+        nargs="+",
+        help="a checkpoint; several of instance models vote",
+    )
     parser.add_argument("--source", required=True, help="a file, a folder, or a quoted glob pattern")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace results of the same name")
@@ -155,11 +161,11 @@ def main(argv: list[str]) -> int:
         "--min_score", type=float, default=0.5, help="of instance models: leave out objects below it (0.5)"
     )
     args, rest = parser.parse_known_args(argv)
-    from seglight.checkpoints import load, read
+    from seglight.checkpoints import read
 
     try:
         found = find(args.source)
-        task = read(args.ckpt_path).get("seglight", {}).get("task", "semantic")
+        task = read(args.ckpt_path[0]).get("seglight", {}).get("task", "semantic")
         paths = outputs(found, args.out, ".json" if task == "instance" else ".png")
         together = [args.out / "objects.json"] if task == "instance" else []
         occupied = [path for path in (*paths, *together) if path.exists() or overlay_path(path).exists()]
@@ -171,12 +177,26 @@ def main(argv: list[str]) -> int:
         import torch
 
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = load(args.ckpt_path, args.device or best, **overrides(rest))
+        model = _model(args.ckpt_path, overrides(rest)).to(args.device or best)
     except (OSError, ValueError, TypeError) as error:
         print(f"seglight: {error}", file=sys.stderr)
         return 2
     options = {"min_score": args.min_score} if task == "instance" else {}
     return _predict_all(model, found, paths, args.out, options)
+
+
+def _model(checkpoints: list[str], options: dict[str, Any]) -> Any:
+    """The model of a checkpoint, or an ensemble of several; options that are not its own go to its members."""
+    from seglight.checkpoints import load
+
+    if len(checkpoints) == 1:
+        return load(checkpoints[0], **options)
+    from seglight.models.ensemble import MaskEnsemble
+
+    own = inspect.signature(MaskEnsemble).parameters.keys()
+    of_members = {name: value for name, value in options.items() if name not in own}
+    merging = {name: value for name, value in options.items() if name in own}
+    return MaskEnsemble(checkpoints, test_options=of_members, **merging).eval()
 
 
 def overrides(rest: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from seglight.data.ade20k import ADE20K, NAMES
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.ade20k import ADE20K_LABELS, write_ade20k
 from seglight.data.scenes import VOID, split_scenes
 
@@ -101,5 +101,5 @@ def test_what_is_refused(roots, tmp_path):
     with pytest.raises(DataError, match=r"values 151 in the masks.*not of the full ADE20K"):
         ADE20K(root=str(root)).dataset("train").check(150)
     path.unlink()
-    with pytest.raises(DataError, match=r"1 images without annotation.*ADE_train_00000002"):
+    with pytest.raises(DataError, match=r"1 images without a mask.*ADE_train_00000002"):
         ADE20K(root=str(root)).dataset("train")

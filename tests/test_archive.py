@@ -15,8 +15,9 @@ from PIL import Image
 
 from seglight.data.archive import Archive, Member, files_below, opened, sources
 from seglight.data.check import check, fingerprint
-from seglight.data.decode import DataError, probe, read_image, read_mask
+from seglight.data.decode import probe, read_image, read_mask
 from seglight.data.files import FileDataset
+from seglight.data.findings import DataError
 
 RNG = np.random.default_rng(0)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny import Blocks
 
-from seglight.data.base import SemanticDataModule, SemanticDataset
+from seglight.data.base import SemanticDataModule
 from seglight.data.boxes import BoxTransform, extend, load_proposals, objects, overlap, save_proposals
+from seglight.data.dataset import SemanticDataset
 from seglight.data.transforms import rng_for, train_batch
 
 MASK = np.zeros((100, 120), np.uint8)

@@ -18,7 +18,7 @@ from seglight.cli import main
 from seglight.data import ISBI, VOC, Cityscapes, COCOSemantic, Folder, Mixed, PascalContext, cache_write
 from seglight.data import cache as cache_module
 from seglight.data.cache import Cached, load, rules
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats import write_cityscapes, write_cocostuff, write_context_json, write_isbi, write_voc
 from seglight.data.scenes import split_scenes
 from seglight.data.shapes import Shapes
@@ -387,7 +387,7 @@ def test_space_and_place_are_looked_at_first(tmp_path, folder, monkeypatch):
     assert parts[0].bytes == real, "exact, from the headers"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=real - 1))
-    with pytest.raises(DataError, match=r"needs 0\.0 GB more.*--out.*--splits"):
+    with pytest.raises(DataError, match=r"needs 0\.0 GB more.*--out.*--split"):
         cache_write.write(parts, tmp_path / "cache")
     assert not (tmp_path / "cache/train.raw").exists()
     with pytest.raises(DataError, match="is no cache, and something is in the way"):
@@ -403,7 +403,7 @@ def test_the_command(tmp_path, capsys):
     assert "6 samples of VOC train; 0 are there, 6 to write" in text and " free" in text and not Path(cache).exists()
     assert main(command) == 0
     assert f"--data.cache {cache}" in capsys.readouterr().out
-    assert main([*command, "--splits", "test"]) == 0
+    assert main([*command, "--split", "test"]) == 0
     assert "3 are there, 0 to write" in capsys.readouterr().out, "the test split is the validation split here"
     assert main(["data", "cache", root, "--out", root]) != 0
     assert "is no cache" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from seglight.data.camvid import CamVid
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 
 NAMES = {"train": ["0001TP_000030", "0001TP_000060"], "val": ["0016E5_000010"]}
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seglight.data.check import DataError, check, fingerprint, listing
+from seglight.data.check import check, fingerprint
 from seglight.data.files import FileDataset, find
+from seglight.data.findings import DataError, listing
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from seglight.data.archive import Member
 from seglight.data.cityscapes import ARCHIVES, BLACK, CLASSES, COUNTS, Cityscapes, CityscapesInstances
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.cityscapes import CITYSCAPES_LABELS, write_cityscapes
 from seglight.data.scenes import VOID, split_scenes
 

@@ -15,7 +15,7 @@ from seglight.data.coco import COCO, COCODataset, COCOFormat
 from seglight.data.cocojson.check import _covers, degenerate
 from seglight.data.cocojson.document import pixels
 from seglight.data.cocojson.reader import read
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.coco import COCO_CATEGORIES, write_coco
 from seglight.data.rle import decode_into, run_lengths
 from seglight.data.scenes import split_scenes

@@ -16,7 +16,7 @@ from seglight.data.cocojson import check as coco_check
 from seglight.data.cocojson import index as coco_index
 from seglight.data.cocojson import pieces as coco_pieces
 from seglight.data.cocojson import reader as coco_json
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.transforms import Geometry
 
 pytest.importorskip("pycocotools.mask")

@@ -9,7 +9,7 @@ from PIL import Image
 from seglight.data.coco import COCO
 from seglight.data.coco_names import THINGS
 from seglight.data.coco_semantic import VOC_NAMES, COCOSemantic
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats import write_coco, write_cocostuff
 from seglight.data.formats.outlines import rle
 from seglight.data.scenes import split_scenes

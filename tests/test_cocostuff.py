@@ -8,7 +8,7 @@ from PIL import Image
 
 from seglight.data.coco_names import STUFF, THINGS
 from seglight.data.cocostuff import COCOStuff
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.cocostuff import COCOSTUFF_LABELS, write_cocostuff
 from seglight.data.scenes import VOID, split_scenes
 
@@ -86,7 +86,7 @@ def test_what_is_refused(roots, tmp_path):
     with pytest.raises(DataError, match=r"values 11, 182, 254 in the masks.*maps that were converted"):
         COCOStuff(root=str(root)).dataset("train").check(171)
     path.unlink()
-    with pytest.raises(DataError, match=r"1 images without a map.*000000000009"):
+    with pytest.raises(DataError, match=r"1 images without a mask.*000000000009"):
         COCOStuff(root=str(root)).dataset("train")
     shutil.rmtree(root / "stuffthingmaps/val2017")
     shutil.rmtree(root / "val2017")

@@ -5,7 +5,7 @@ import pytest
 from scipy.io import savemat
 
 from seglight.data.context import FCN_ORDER, NUMBERS, PascalContext
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.context import CONTEXT_LABELS, write_context
 from seglight.data.scenes import VOID, split_scenes
 

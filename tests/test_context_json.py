@@ -10,7 +10,7 @@ import pytest
 from seglight.cli.data import main
 from seglight.data.context import PascalContext
 from seglight.data.context_json import ContextFile
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.context import CONTEXT_LABELS, write_context, write_context_json
 from seglight.data.scenes import VOID, split_scenes
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from seglight.cli import main
 from seglight.data import COCO, Folder, Shapes, ShapesInstances
-from seglight.data.base import SemanticDataModule, SemanticDataset
+from seglight.data.base import SemanticDataModule
+from seglight.data.dataset import SemanticDataset
 from seglight.data.formats import write_coco, write_folder
 from seglight.data.scenes import split_scenes
 from seglight.data_show import _hatch, classes_shown, refuse_foreign, samples, save, show

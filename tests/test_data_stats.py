@@ -11,9 +11,11 @@ from PIL import Image
 
 from seglight.cli import main
 from seglight.data import COCO, CamVid, Shapes, ShapesInstances
-from seglight.data.base import SemanticDataModule, SemanticDataset
+from seglight.data.base import SemanticDataModule
+from seglight.data.dataset import InstanceDataset, SemanticDataset
 from seglight.data.formats import write_coco, write_folder
-from seglight.data.instances import Bitmap, InstanceDataModule, InstanceDataset, Objects
+from seglight.data.instances import InstanceDataModule
+from seglight.data.objects import Bitmap, Objects
 from seglight.data.scenes import split_scenes
 from seglight.data_stats import WEIGHTS, statistics
 from seglight.data_stats.count import _histogram, _places

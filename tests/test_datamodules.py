@@ -23,7 +23,7 @@ import torch
 from seglight import data
 from seglight.data import formats
 from seglight.data.base import DataModule, SemanticDataModule
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.archives import zip_folders
 from seglight.data.formats.files import save
 from seglight.data.instances import InstanceDataModule

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from seglight.data import decode
-from seglight.data.decode import DataError, probe, read_image, read_mask
+from seglight.data.decode import probe, read_image, read_mask
+from seglight.data.findings import DataError
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -407,6 +409,25 @@ def test_the_command_needs_no_checkpoint_of_the_ensembles_own(pair, tmp_path, mo
     for argv in (["test", "-c", str(file)], ["test", "--model", "FCN8s"]):
         with pytest.raises(experiment.UsageError, match="needs a trained model"):
             experiment.complete(argv)
+
+
+def test_predict_merges_several_checkpoints(pair, tmp_path, capsys):
+    from seglight.predict import main
+
+    Image.fromarray(picture().permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
+    options = ["--source", str(tmp_path / "one.png"), "--min_score", "0"]
+    words = ["--model.test_score", "mean", "--model.test_short_side=32"]  # the ensemble's own, and the members'
+    assert main(["--ckpt_path", *pair, *options, "--out", str(tmp_path / "both"), *words]) == 0
+    model = MaskEnsemble(pair, test_score="mean", test_options={"test_short_side": 32})
+    expected = model.predict(tmp_path / "one.png", min_score=0.0).to_coco("one")
+    assert json.loads((tmp_path / "both" / "one.json").read_text()) == expected
+    alone = seglight.load(pair[0]).predict(tmp_path / "one.png", min_score=0.0).to_coco("one")
+    assert [entry["score"] for entry in alone] != [entry["score"] for entry in expected]
+    plain = saved(Plain(), tmp_path / "plain.ckpt")
+    for others in ([pair[0], plain], [plain, pair[0]]):
+        assert main(["--ckpt_path", *others, *options, "--out", str(tmp_path / "none")]) == 2
+        assert "which is no instance model" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_an_ensemble_refuses(pair, tmp_path):

@@ -14,9 +14,9 @@ import torch
 from tiny import Blocks, Tiny
 
 from seglight.data import COCO, Folder
-from seglight.data.base import SemanticDataset
-from seglight.data.decode import DataError
+from seglight.data.dataset import SemanticDataset
 from seglight.data.faults import FaultySample, Ledger, reading
+from seglight.data.findings import DataError
 from seglight.data.formats import write_coco, write_folder
 from seglight.data.instance_transforms import InstanceTransform
 from seglight.data.instance_transforms import train_batch as instance_batch

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.folder import Folder
 
 RNG = np.random.default_rng(0)

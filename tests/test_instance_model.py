@@ -17,8 +17,10 @@ from torch import nn
 import seglight
 from seglight import masks as mask_tools
 from seglight import visualize_objects
-from seglight.callbacks.run_folder import trainer_parts
-from seglight.data.instances import Bitmap, InstanceDataModule, InstanceDataset, Objects
+from seglight.callbacks.parts import trainer_parts
+from seglight.data.dataset import InstanceDataset
+from seglight.data.instances import InstanceDataModule
+from seglight.data.objects import Bitmap, Objects
 from seglight.loggers import WandB, read_metrics
 from seglight.models.instance import InstanceModel
 from seglight.visualize_objects import Objects as Drawn

@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 from seglight.data import COCO, CityscapesInstances, COCOFormat, ShapesInstances, VOCInstances
-from seglight.data.decode import DataError
+from seglight.data.dataset import InstanceDataset
+from seglight.data.findings import DataError
 from seglight.data.formats import write_cityscapes, write_coco, write_voc
 from seglight.data.instance_maps import objects_of
 from seglight.data.instance_transforms import InstanceTransform, Sample, boxes_of, paste
-from seglight.data.instances import Bitmap, InstanceDataset, Objects
+from seglight.data.objects import Bitmap, Objects
 from seglight.data.samplers import TrainSampler
 from seglight.data.scenes import THINGS, WIRE, split_scenes
 from seglight.data.transforms import Geometry, rng_for

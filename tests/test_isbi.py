@@ -9,7 +9,7 @@ from PIL import Image
 from seglight.cli.data import main
 from seglight.cli.datamodule import recognise
 from seglight.data import ISBI, Folder
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats.isbi import labels_of, slice_of, write_isbi
 from seglight.data.scenes import split_scenes
 

@@ -24,7 +24,7 @@ from seglight.data import (
     ShapesInstances,
 )
 from seglight.data.cache_write import plan, write
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats import (
     write_cityscapes,
     write_cocostuff,

@@ -11,7 +11,8 @@ from scipy.io import loadmat, savemat
 
 from seglight.cli.data import main
 from seglight.data import SBD, VOC, VOCInstances
-from seglight.data.decode import DataError, read_mask
+from seglight.data.decode import read_mask
+from seglight.data.findings import DataError
 from seglight.data.formats.sbd import sbd_classes, write_sbd
 from seglight.data.scenes import VOID, split_scenes
 

@@ -21,7 +21,7 @@ from seglight.cityscapes_ap import IDS
 from seglight.cityscapes_scores import CLASSES
 from seglight.cli import main
 from seglight.data import COCO, VOC, Cityscapes, CityscapesInstances, PascalContext
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.formats import write_cityscapes, write_coco, write_context, write_voc
 from seglight.data.palette import palette
 from seglight.data.scenes import split_scenes

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from seglight.data.base import SemanticDataModule, SemanticDataset
+from seglight.data.base import SemanticDataModule
+from seglight.data.dataset import SemanticDataset
 from seglight.data.transforms import (
     PAD_COLOUR,
     Geometry,

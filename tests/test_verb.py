@@ -9,7 +9,7 @@ import pytest
 
 from seglight.cli import main
 from seglight.cli.verb import guarded, take, writable
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.palette import palette
 from seglight.data.voc import VOC
 

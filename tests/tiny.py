@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from seglight.data.base import SemanticDataModule, SemanticDataset
+from seglight.data.base import SemanticDataModule
+from seglight.data.dataset import SemanticDataset
 from seglight.models.semantic import SemanticModel
 
 

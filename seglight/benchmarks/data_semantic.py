@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from torchvision.io import ImageReadMode, decode_image
 
 from seglight.benchmarks.recipes import MEAN, STD, albumentations_recipe, research_recipe, torchvision_recipes
-from seglight.data.base import SemanticDataset
+from seglight.data.dataset import SemanticDataset
 from seglight.data.decode import read_image, read_mask
 from seglight.data.files import FileDataset
 from seglight.data.transforms import TrainTransform, train_batch

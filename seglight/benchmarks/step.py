@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from seglight.benchmarks.timing import Row, show, single_thread
-from seglight.callbacks.run_folder import trainer_parts
+from seglight.callbacks.parts import trainer_parts
 from seglight.models.semantic import SemanticModel
 
 CLASSES, LIMIT = 5, 2.0

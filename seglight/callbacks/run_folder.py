@@ -15,10 +15,8 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-from seglight.checkpoints import AtomicCheckpointIO
 from seglight.detection_metrics import InstanceScores
 from seglight.loggers import RunLogger
 from seglight.metrics import Scores
@@ -39,48 +37,6 @@ def run_dir(trainer: Trainer) -> Path:
         if isinstance(callback, RunFolder):
             return callback.path
     return Path(trainer.default_root_dir)
-
-
-def trainer_parts(
-    out: str | Path,
-    config: str | None = None,
-    monitor: str = "val/mIoU",
-    loggers: Any = (),
-    show: tuple[str, ...] = ("val/pixAcc",),
-) -> dict:
-    """What the command line adds to a `Trainer`, for scripts and notebooks: `Trainer(..., **trainer_parts("runs/x"))`.
-
-    Args:
-        out: the run folder.
-        config: the resolved experiment as YAML, stored in the folder and in every checkpoint.
-        monitor: the metric whose highest value marks `best.ckpt`; `model.monitor` names that of a model.
-        loggers: Lightning loggers beside the local one.
-        show: further metrics of the line after a validation; `model.show`.
-
-    Returns:
-        `callbacks`, `logger`, `plugins` and `default_root_dir` for the Trainer.
-    """
-    from seglight.callbacks.guard import Guard
-    from seglight.callbacks.pictures import Pictures
-    from seglight.callbacks.predictions import Predictions
-    from seglight.callbacks.progress import Progress
-
-    out = Path(out)
-    keep = {"dirpath": out / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": False}
-    return {
-        "callbacks": [
-            RunFolder(out, config),
-            Guard(),
-            Pictures(),
-            Predictions(),
-            Progress(monitor=monitor, show=show),
-            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **keep),
-            ModelCheckpoint(filename="last", **keep),
-        ],
-        "logger": [RunLogger(out), *loggers],
-        "plugins": [AtomicCheckpointIO()],
-        "default_root_dir": str(out),
-    }
 
 
 class RunFolder(Callback):

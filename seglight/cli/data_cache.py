@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", type=Path, required=True, help="folder of the cache, new or to go on with"
     )
     parser.add_argument(
-        "--splits", nargs="+", default=("train", "val"), choices=("train", "val", "test"), help="default: train val"
+        "--split", nargs="+", default=("train", "val"), choices=("train", "val", "test"), help="default: train val"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
     parser.set_defaults(overrides=[])
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{type(module).__name__} holds objects; pixels are cached for semantic datasets only. Nothing is written."
         )
-    datasets = {split: module.dataset(split) for split in dict.fromkeys(options.splits)}
+    datasets = {split: module.dataset(split) for split in dict.fromkeys(options.split)}
     parts = plan(datasets, list(module.classes), folder)
     _tell(parts, folder)
     if options.dry_run:
@@ -68,18 +68,16 @@ def _tell(parts: list[Any], folder: Path) -> None:
     """What will be written, before it is."""
     import shutil
 
+    from seglight.prepare.words import size
+
     for part in parts:
         there = len(part.dataset) - len(part.todo)
         print(
             f"{part.split:<11}{len(part.dataset):,} samples of {getattr(part.dataset, 'name', 'the dataset')}; "
-            f"{there:,} are there, {len(part.todo):,} to write: {_size(part.bytes)}"
+            f"{there:,} are there, {len(part.todo):,} to write: {size(part.bytes)}"
         )
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    print(f"Disk:      {_size(sum(part.bytes for part in parts))} of {_size(shutil.disk_usage(place).free)} free")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    print(f"Disk:      {size(sum(part.bytes for part in parts))} of {size(shutil.disk_usage(place).free)} free")
 
 
 def _bar(samples: Iterable[Any], part: Any) -> Iterable[Any]:

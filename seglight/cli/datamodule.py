@@ -61,7 +61,7 @@ def recognise(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no known layout.
-        seglight.data.decode.DataError: a known layout with something wrong in it.
+        seglight.data.findings.DataError: a known layout with something wrong in it.
     """
     from seglight import data
 

@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
 from seglight import data, models
-from seglight.callbacks.run_folder import trainer_parts
+from seglight.callbacks.parts import trainer_parts
 from seglight.checkpoints import STARTS
 from seglight.cli.errors import LINKED, explain, linked, subclasses
 from seglight.data.base import DataModule

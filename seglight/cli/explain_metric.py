@@ -161,8 +161,8 @@ def _predicted(model: Any, data: Any, split: str) -> Iterator[tuple[str, np.ndar
 
 def _saved(folder: Path, data: Any, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The same from files."""
-    from seglight.data.check import listing
     from seglight.data.decode import read_mask
+    from seglight.data.findings import listing
 
     dataset = data.split(split)
     names = {name: name.replace("/", "_").replace("\\", "_") for name in dataset.ids}

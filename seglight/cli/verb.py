@@ -121,7 +121,7 @@ def guarded(name: str, call: Callable[[], int]) -> int:
     except (OSError, ValueError) as error:
         if os.environ.get("SEGLIGHT_TRACEBACK"):
             raise
-        from seglight.data.decode import DataError
+        from seglight.data.findings import DataError
 
         text = str(error)
         if isinstance(error, OSError) and error.strerror and error.filename is not None:

@@ -10,9 +10,8 @@ import numpy as np
 
 from seglight.data.archive import files_below, opened
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import listing
-from seglight.data.decode import DataError
-from seglight.data.files import FileDataset, locate, refuse_same, warn_of_missing
+from seglight.data.files import FileDataset, locate, refuse_same, refuse_unpaired, warn_of_missing
+from seglight.data.findings import DataError
 from seglight.data.palette import palette
 from seglight.types import IGNORE_INDEX
 
@@ -95,12 +94,8 @@ class ADE20K(SemanticDataModule):
             )
         images = {path.removesuffix(".jpg"): file for path, file in images.items() if path.endswith(".jpg")}
         masks = {path.removesuffix(".png"): file for path, file in masks.items() if path.endswith(".png")}
-        if alone := sorted(set(images) ^ set(masks)):
-            raise DataError(
-                f"ADE20K: {len(alone)} images without annotation or annotations without image in {folder}: "
-                f"{listing(alone, 3)}. Unpack {ARCHIVE} again, completely."
-            )
         name = f"ADE20K {folder}"
+        refuse_unpaired(name, images, masks, f"Unpack {ARCHIVE} again, completely.")
         warn_of_missing(name, len(images), PUBLISHED.get(folder, len(images)))
         lut = np.full(256, len(NAMES))
         lut[0] = lut[255] = IGNORE_INDEX

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.packed import Packed, Strings, pack_bytes
 
 _LOCAL = struct.Struct("<4s22xHH")  # header of a member: mark, ..., length of its name and of its extra field

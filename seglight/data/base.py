@@ -1,4 +1,4 @@
-"""What every dataset has in common: a `SemanticDataset` reads samples, a `DataModule` makes loaders of them."""
+"""What every dataset has in common: its classes, its splits, its loaders."""
 
 from __future__ import annotations
 
@@ -7,58 +7,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from seglight.data.check import choice
-from seglight.data.decode import DataError
+from seglight.data.boxes import BoxTransform, load_proposals
+from seglight.data.cache import Cached
+from seglight.data.dataset import SemanticDataset
 from seglight.data.faults import FaultySample, Ledger, Loader, Stop
+from seglight.data.findings import DataError, choice
 from seglight.data.samplers import EvalSampler, TrainSampler
 from seglight.data.transforms import TrainTransform, eval_batch, train_batch
 
 if TYPE_CHECKING:
-    from seglight.data.archive import AnyPath
     from seglight.official import OfficialScores
 
 Split = Literal["train", "val", "test"]
-
-
-class SemanticDataset(Dataset):
-    """Images and label maps of one split, at their original size.
-
-    Subclasses set `ids` and write `read`.
-    """
-
-    ids: list[str]
-    """Names of the samples, unique, in a stable order."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sample: image uint8 (H, W, 3) RGB and label map uint8 (H, W) with 0..K-1 or 255."""
-        raise TypeError(f"{type(self).__name__} must define read(index).")
-
-    def view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `read`, for those who only look: the arrays may be read-only, and fetched where they are looked at."""
-        return self.read(index)
-
-    def files_of(self, index: int) -> tuple[AnyPath | None, ...]:
-        """The one or two files that are a sample's own, None for one that it lacks; nothing if it is generated."""
-        return ()
-
-    def check(self, num_classes: int) -> None:
-        """Look for faults before training starts. Datasets made of files look at every one of them.
-
-        Raises:
-            seglight.data.check.DataError: with all findings, worst first.
-        """
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What identifies the data, for the run folder: plain JSON values."""
-        return {"samples": len(self)}
 
 
 class _View(Dataset):
@@ -325,18 +289,13 @@ class SemanticDataModule(DataModule):
         }  # fmt: skip
         self.transform = TrainTransform(**augment)
         if crop_around or proposals:
-            from seglight.data.boxes import BoxTransform, load_proposals  # which needs the dataset class above
-
             self.transform = BoxTransform(crop_around, load_proposals(proposals) if proposals else None, **augment)
 
     def split(self, split: Split) -> SemanticDataset:
         """`dataset(split)`, built once, from the cache if there is one."""
         data = super().split(split)
-        if self.cache:
-            from seglight.data.cache import Cached  # which needs the dataset class above
-
-            if not isinstance(data, Cached):
-                data = self._datasets[split] = Cached(data, self.cache, self.classes)
+        if self.cache and not isinstance(data, Cached):
+            data = self._datasets[split] = Cached(data, self.cache, self.classes)
         return data
 
     def train_builder(self) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from seglight.data.base import SemanticDataset
+from seglight.data.dataset import SemanticDataset
 from seglight.data.transforms import Geometry, TrainTransform
 from seglight.types import IGNORE_INDEX
 

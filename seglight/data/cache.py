@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seglight.data.archive import AnyPath
-from seglight.data.base import SemanticDataset
-from seglight.data.check import listing
-from seglight.data.decode import DataError
+from seglight.data.dataset import SemanticDataset
+from seglight.data.findings import DataError, listing
 from seglight.data.packed import Strings, pack_bytes
 from seglight.data.store import whole
 

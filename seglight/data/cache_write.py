@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.base import SemanticDataset
 from seglight.data.cache import FORMAT, PAGE, Index, Samples, describe, load, match, rules
-from seglight.data.decode import DataError, probe
+from seglight.data.dataset import SemanticDataset
+from seglight.data.decode import probe
+from seglight.data.findings import DataError
 from seglight.data.store import alone, whole
 
 _SAVED = 10.0  # seconds between two notes of how far it came
@@ -86,7 +87,7 @@ def write(
     if needed * _SPARE > free:
         raise DataError(
             f"The cache needs {needed / 1e9:.1f} GB more, and the disk of {folder} has {free / 1e9:.1f} GB free. Make "
-            "room, name a folder on another disk (--out), or cache fewer splits (--splits)."
+            "room, name a folder on another disk (--out), or cache fewer splits (--split)."
         )
     try:
         with alone(folder / "lock", wait=False):

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import listing
-from seglight.data.decode import DataError
 from seglight.data.files import FileDataset, locate, read_list, refuse_overlap
+from seglight.data.findings import DataError, listing
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (

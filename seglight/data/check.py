@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,40 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from seglight.data.decode import DataError, Header, image_fault, mask_fault, probe
+from seglight.data.decode import Header, image_fault, mask_fault, probe
+from seglight.data.findings import DataError, Fault, listing, paragraphs
 from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from seglight.data.files import FileDataset
 
-__all__ = [
-    "DataError",
-    "Fault",
-    "check",
-    "choice",
-    "fingerprint",
-    "headers",
-    "label_faults",
-    "listing",
-    "paragraphs",
-    "value_counts",
-]
-
-
 SIZE_RULE = (
     "image and mask differ in size, but every pixel needs its label. Export one of them again, or resize it (a mask "
     "with nearest neighbour)."
 )
-
-
-class Fault(NamedTuple):
-    """One finding."""
-
-    rank: int
-    """0 is worst."""
-    rule: str
-    """What is wrong and what to do about it: faults with the same rule are reported together."""
-    where: str
 
 
 class _Look(NamedTuple):
@@ -80,18 +55,6 @@ def fingerprint(dataset: FileDataset) -> dict[str, Any]:
         total += sum(sizes)
         digest.update(f"{name}\t{[path.name for path in paths]}\t{sizes}\n".encode())
     return {"samples": len(dataset), "bytes": total, "sha256": digest.hexdigest()}
-
-
-def listing(names: Sequence[Any], limit: int = 10) -> str:
-    """`a, b, c and 7 more`."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(str(name) for name in names[:limit]) + more
-
-
-def choice(option: str, value: str, known: Sequence[str]) -> None:
-    """Raise ValueError if an option has none of the values that it may have."""
-    if value not in known:
-        raise ValueError(f"data.{option} is {value!r}; it must be {' or '.join(known)}.")
 
 
 def headers(dataset: FileDataset, index: int) -> tuple[list[Fault], tuple[Header | None, Header | None]]:
@@ -184,18 +147,6 @@ def _advice(dataset: FileDataset, num_classes: int, present: list[int], bad: lis
 
 def _rule(error: DataError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
-
-
-def paragraphs(faults: Sequence[Fault], kind: str = "file", root: str = "") -> list[str]:
-    """One paragraph per rule, worst first: how many of this kind, what is wrong, and where, seen from `root`."""
-    groups: dict[tuple[int, str], list[str]] = defaultdict(list)
-    for fault in faults:
-        groups[fault.rank, fault.rule].append(fault.where)
-    lines = []
-    for (_, rule), where in sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1]))):
-        names = [name.removeprefix(root + os.sep) for name in where]
-        lines.append(f"- {len(where)} {kind if len(where) == 1 else kind + 's'}: {rule}\n  {listing(names)}")
-    return lines
 
 
 def _report(dataset: FileDataset, faults: list[Fault]) -> str:

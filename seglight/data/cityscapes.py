@@ -10,11 +10,12 @@ import numpy as np
 
 from seglight.data.archive import AnyPath, files_below
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import choice, listing
-from seglight.data.decode import DataError, Header, _pillow, probe
-from seglight.data.files import FileDataset, locate, warn_of_missing
+from seglight.data.decode import Header, _pillow, probe
+from seglight.data.files import FileDataset, locate, refuse_unpaired, warn_of_missing
+from seglight.data.findings import DataError, choice, listing
 from seglight.data.instance_maps import MapDataset, objects_of
-from seglight.data.instances import InstanceDataModule, Objects
+from seglight.data.instances import InstanceDataModule
+from seglight.data.objects import Objects
 from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -148,14 +149,11 @@ class Cityscapes(SemanticDataModule):
             raise DataError(f"Cityscapes: {self.root}/leftImg8bit/{split} holds no CITY/*_leftImg8bit.png. {_ADVICE}")
         if unlabelled:
             masks = dict.fromkeys(images)
-        if alone := sorted(set(images) ^ set(masks)):
-            raise DataError(
-                f"Cityscapes: {len(alone)} images without a mask or masks without an image in leftImg8bit/{split} and "
-                f"{labels}/{split} of {self.root}: {listing(alone, 3)}. Unpack the archives again, completely; or "
-                "remove what is unpacked, and the archives are read."
-            )
-        pairs = {name: (images[name], masks[name]) for name in sorted(images) if name != BLACK}
-        _compare(f"Cityscapes {labels}/{split}", split, pairs)
+        name = f"Cityscapes {labels}/{split}"
+        advice = "Unpack the archives again, completely; or remove what is unpacked, and the archives are read."
+        refuse_unpaired(name, images, masks, advice)
+        pairs = {one: (images[one], masks[one]) for one in sorted(images) if one != BLACK}
+        _compare(name, split, pairs)
         return pairs
 
     def _found(self, folder: str, split: str, end: str) -> dict[str, AnyPath] | None:

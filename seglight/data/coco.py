@@ -11,14 +11,16 @@ from typing import Any, Literal
 import numpy as np
 
 from seglight.data.base import Split
-from seglight.data.check import choice, listing, paragraphs
 from seglight.data.cocojson.check import degenerate
 from seglight.data.cocojson.document import Document
 from seglight.data.cocojson.index import document as read_document
 from seglight.data.cocojson.index import file_digest, image_faults
-from seglight.data.decode import DataError, read_image
+from seglight.data.dataset import InstanceDataset, Subset
+from seglight.data.decode import read_image
 from seglight.data.files import locate, refuse_overlap, refuse_same
-from seglight.data.instances import InstanceDataModule, InstanceDataset, Objects, Subset
+from seglight.data.findings import DataError, choice, listing, paragraphs
+from seglight.data.instances import InstanceDataModule
+from seglight.data.objects import Objects
 from seglight.data.packed import Packed, Strings
 from seglight.data.palette import palette
 

@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seglight.data.base import SemanticDataModule, SemanticDataset, Split
-from seglight.data.check import choice, listing
+from seglight.data.base import SemanticDataModule, Split
 from seglight.data.coco import COCO, COCODataset, class_colours
-from seglight.data.decode import DataError
-from seglight.data.instances import Subset
+from seglight.data.dataset import SemanticDataset, Subset
+from seglight.data.findings import DataError, choice, listing
 from seglight.data.rle import decode_into
 from seglight.data.voc import VOC
 from seglight.types import IGNORE_INDEX

@@ -8,11 +8,9 @@ import numpy as np
 
 from seglight.data.archive import AnyPath, files_below, opened
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import listing
 from seglight.data.coco import class_colours
 from seglight.data.coco_names import STUFF, THINGS
-from seglight.data.decode import DataError
-from seglight.data.files import FileDataset, locate, refuse_same, warn_of_missing
+from seglight.data.files import FileDataset, locate, refuse_same, refuse_unpaired, warn_of_missing
 from seglight.types import IGNORE_INDEX
 
 _ADVICE = (
@@ -69,12 +67,8 @@ class COCOStuff(SemanticDataModule):
         maps = self._found(tuple(f"{top}{folder}" for top in tops), MAPS, ".png")
         if missing := [kind for kind, found in (("images", images), ("maps", maps)) if not found]:
             raise FileNotFoundError(f"There are no {' and no '.join(missing)} of {folder} in {self.root}. {_ADVICE}")
-        if alone := sorted(set(images) ^ set(maps)):
-            raise DataError(
-                f"COCOStuff: {len(alone)} images without a map or maps without an image in {folder}: "
-                f"{listing(alone, 3)}. Unpack the archives again, completely."
-            )
         name = f"COCOStuff {folder}"
+        refuse_unpaired(name, images, maps, "Unpack the archives again, completely.")
         warn_of_missing(name, len(images), PUBLISHED.get(folder, len(images)))
         lut = np.full(256, _NO_CLASS)
         lut[[number - 1 for number in (*THINGS, *STUFF)]] = np.arange(len(self.classes))

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import choice, listing
 from seglight.data.context_json import ContextFile
-from seglight.data.decode import DataError, Header
+from seglight.data.decode import Header
 from seglight.data.files import FileDataset, locate, read_ids, refuse_overlap, warn_of_missing
+from seglight.data.findings import DataError, choice, listing
 from seglight.data.matlab import read_mat
 from seglight.data.palette import palette
 from seglight.data.voc import VOC

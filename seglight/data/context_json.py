@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.check import listing
 from seglight.data.cocojson.stream import entries, text_of
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError, listing
 from seglight.data.packed import Packed, Strings, pack_bytes
 from seglight.data.rle import run_lengths
 

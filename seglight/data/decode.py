@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from seglight.data.findings import DataError
+
 if TYPE_CHECKING:
     from seglight.data.archive import AnyPath, Member
 
@@ -24,10 +26,6 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _HEAD, _TAIL = 1 << 16, 64  # bytes that usually hold the whole header, and the end marker
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on. The message names the file, the rule and what to do."""
 
 
 class Header(NamedTuple):

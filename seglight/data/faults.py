@@ -14,8 +14,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from seglight.data.check import listing
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError, listing
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 
 from seglight.data.archive import AnyPath, sources
-from seglight.data.base import SemanticDataset
-from seglight.data.check import SIZE_RULE, check, fingerprint, listing
-from seglight.data.decode import DataError, Header, mask_fault, probe, read_image, read_mask
+from seglight.data.check import SIZE_RULE, check, fingerprint
+from seglight.data.dataset import SemanticDataset
+from seglight.data.decode import Header, mask_fault, probe, read_image, read_mask
+from seglight.data.findings import DataError, listing
 from seglight.data.packed import Paths
 from seglight.data.palette import Colour
 from seglight.types import IGNORE_INDEX
@@ -180,6 +181,14 @@ def refuse_same(name: str, train: str, *judged: str) -> None:
     """Raise DataError if the training split is also one that the model is judged by."""
     if train in judged:
         raise DataError(f"{name}: {train} cannot be trained and judged on. Choose another data.train_split.")
+
+
+def refuse_unpaired(name: str, images: Iterable[str], masks: Iterable[str], advice: str) -> None:
+    """Raise DataError if an image has no mask or a mask has no image; both are given by the names of the samples."""
+    if alone := sorted(set(images) ^ set(masks)):
+        raise DataError(
+            f"{name}: {len(alone)} images without a mask or masks without an image: {listing(alone, 3)}. {advice}"
+        )
 
 
 def names_in(folder: Path, suffix: str) -> set[str]:

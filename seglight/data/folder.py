@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.check import listing
-from seglight.data.decode import DataError, read_mask
+from seglight.data.decode import read_mask
 from seglight.data.files import FileDataset, find, read_list, refuse_overlap
+from seglight.data.findings import DataError, listing
 from seglight.data.palette import palette
 from seglight.types import IGNORE_INDEX
 

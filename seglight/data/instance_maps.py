@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.decode import DataError, read_image
+from seglight.data.dataset import InstanceDataset
+from seglight.data.decode import read_image
 from seglight.data.files import FileDataset
-from seglight.data.instances import Bitmap, InstanceDataset, Objects
+from seglight.data.findings import DataError
+from seglight.data.objects import Bitmap, Objects
 
 
 class MapDataset(InstanceDataset):

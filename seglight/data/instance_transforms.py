@@ -15,7 +15,7 @@ from seglight.data.faults import FaultySample, reading, without
 from seglight.data.transforms import Geometry, TrainTransform, _span, rng_for
 
 if TYPE_CHECKING:
-    from seglight.data.instances import InstanceDataset
+    from seglight.data.dataset import InstanceDataset
 
 
 class Sample(NamedTuple):

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from seglight.data.base import SemanticDataModule, SemanticDataset, Split
-from seglight.data.check import choice, listing
-from seglight.data.decode import DataError, read_mask
+from seglight.data.base import SemanticDataModule, Split
+from seglight.data.dataset import SemanticDataset
+from seglight.data.decode import read_mask
 from seglight.data.files import FileDataset, locate, warn_of_missing
+from seglight.data.findings import DataError, choice, listing
 
 _ADVICE = (
     "To get it: train-volume.tif, train-labels.tif and test-volume.tif of the ISBI 2012 segmentation challenge "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 
 
 def read_mat(path: Path, name: str, field: str | None = None, advice: str = "Unpack its archive again.") -> np.ndarray:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from seglight.data.archive import AnyPath, Member
-from seglight.data.base import SemanticDataModule, SemanticDataset, Split
+from seglight.data.base import SemanticDataModule, Split
 from seglight.data.cache import Cached
-from seglight.data.check import listing
-from seglight.data.decode import DataError
+from seglight.data.dataset import SemanticDataset
+from seglight.data.findings import DataError, listing
 from seglight.types import IGNORE_INDEX
 
 IGNORE = "ignore"

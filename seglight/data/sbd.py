@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.decode import DataError, Header
+from seglight.data.decode import Header
 from seglight.data.files import FileDataset, locate, read_ids, refuse_overlap
+from seglight.data.findings import DataError
 from seglight.data.matlab import read_mat
 from seglight.data.palette import palette
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.base import SemanticDataModule, SemanticDataset, Split
-from seglight.data.instances import Bitmap, InstanceDataModule, InstanceDataset, Objects
+from seglight.data.base import SemanticDataModule, Split
+from seglight.data.dataset import InstanceDataset, SemanticDataset
+from seglight.data.instances import InstanceDataModule
+from seglight.data.objects import Bitmap, Objects
 from seglight.data.scenes import CLASSES, FIRST_INDEX, MIN_SIZE, PALETTE, THINGS, Scene, scene
 
 

@@ -30,21 +30,36 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 def alone(path: Path, wait: bool = True) -> Iterator[None]:
     """One process of this machine at a time. The lock goes with the process that holds it, however it ends.
 
-    Without locks (Windows, some network disks) several may come in.
+    Where a disk knows no locks several may come in.
 
     Raises:
         BlockingIOError: another process holds the lock, if not `wait`.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), wait)
         except BlockingIOError:
             raise
         except OSError:
             pass
         yield
+
+
+def lock(handle: int, wait: bool) -> None:
+    """Lock an open file until it is closed; on Windows `wait` is for ten seconds at most.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the disk knows no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,7 +23,7 @@ from seglight.data.faults import FaultySample, reading, without
 from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from seglight.data.base import SemanticDataset
+    from seglight.data.dataset import SemanticDataset
 
 PAD_COLOUR = (124, 116, 104)
 """RGB of pixels outside the image: the ImageNet mean, which the usual normalisations turn into about 0."""

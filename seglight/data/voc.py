@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.decode import DataError
 from seglight.data.files import FileDataset, locate, names_in, read_ids, refuse_overlap, warn_of_missing
+from seglight.data.findings import DataError
 from seglight.data.instance_maps import MapDataset, objects_of
-from seglight.data.instances import InstanceDataModule, Objects
+from seglight.data.instances import InstanceDataModule
+from seglight.data.objects import Objects
 from seglight.data.palette import palette
 from seglight.data.sbd import CLASSES, LABEL_ADVICE, SBDFiles, SBDMasks, find_sbd
 from seglight.types import IGNORE_INDEX

@@ -35,7 +35,7 @@ def statistics(datamodule: DataModule, split: Split = "train", progress: bool = 
         progress: show a bar, where standard error is a terminal.
 
     Raises:
-        seglight.data.decode.DataError: a file that cannot be used; `seglight data check` lists all of them.
+        seglight.data.findings.DataError: a file that cannot be used; `seglight data check` lists all of them.
         ValueError: no such split, or nothing in it.
     """
     if split not in ("train", "val", "test"):

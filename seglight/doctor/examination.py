@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.check import Fault, listing, value_counts
+from seglight.data.check import value_counts
 from seglight.data.cocojson.document import Document
-from seglight.data.decode import DataError
+from seglight.data.dataset import InstanceDataset
 from seglight.data.files import FileDataset
+from seglight.data.findings import DataError, Fault, listing
 from seglight.data.instance_maps import MapDataset
-from seglight.data.instances import InstanceDataset
 from seglight.doctor import objects, semantic
 from seglight.doctor.case import Case, Part
 from seglight.doctor.crew import each

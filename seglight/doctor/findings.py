@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from seglight.data.check import listing
+from seglight.data.findings import listing
 
 if TYPE_CHECKING:
-    from seglight.data.check import Fault
+    from seglight.data.findings import Fault
 
 Severity = Literal["error", "warning", "note"]
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")

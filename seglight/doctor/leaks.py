@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.decode import DataError, contents, read_image
+from seglight.data.decode import contents, read_image
+from seglight.data.findings import DataError
 from seglight.doctor.crew import muted
 from seglight.doctor.duplicates import SAME, SIDE, Pair, alike, same_picture
 from seglight.doctor.findings import Finding, Place, below

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from seglight.data.check import Fault, headers, value_counts
-from seglight.data.decode import DataError, Header, contents, image_fault, probe, read_image
+from seglight.data.check import headers, value_counts
+from seglight.data.decode import Header, contents, image_fault, probe, read_image
+from seglight.data.findings import DataError, Fault
 from seglight.doctor.crew import heard
 from seglight.doctor.duplicates import thumbnail
 

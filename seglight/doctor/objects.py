@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.check import Fault
 from seglight.data.cocojson.check import degenerate, image_faults
 from seglight.data.cocojson.document import Document, pixels
+from seglight.data.findings import Fault
 from seglight.data.packed import Strings
 from seglight.doctor.findings import Finding, Place, below, of_faults
 

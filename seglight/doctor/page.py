@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
-from seglight.data.decode import DataError, contents, read_image, read_mask
+from seglight.data.decode import contents, read_image, read_mask
+from seglight.data.findings import DataError
 from seglight.data.palette import palette
 from seglight.doctor.crew import muted
 from seglight.doctor.findings import ORDER, Finding, Place, Report

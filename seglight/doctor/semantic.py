@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seglight.data.check import Fault, label_faults
+from seglight.data.check import label_faults
+from seglight.data.findings import Fault
 from seglight.doctor.findings import Finding, Place, below, of_faults, of_text
 from seglight.doctor.look import Picture, Sample
 from seglight.doctor.values import Advice, colour_advice, palette_conflicts, value_advice

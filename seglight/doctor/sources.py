@@ -16,7 +16,7 @@ from seglight.data.base import DataModule, Split
 from seglight.data.coco import COCOFormat
 from seglight.data.cocojson.document import Document
 from seglight.data.cocojson.reader import read
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 from seglight.data.folder import IMAGES, Folder
 from seglight.data.mixed import Mixed, MixedDataset
 from seglight.doctor.case import SPLITS, Case, Part

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seglight.data.check import listing
+from seglight.data.findings import listing
 from seglight.data.palette import Colour, palette
 from seglight.doctor.findings import Finding, Place
 from seglight.types import IGNORE_INDEX

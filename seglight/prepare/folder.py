@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from seglight.data.store import lock
 from seglight.prepare.words import PrepareError, Say
 
 OWN = ".seglight-prepare"
@@ -56,15 +57,15 @@ def alone(root: Path, say: Say) -> Iterator[None]:
     path = root / OWN / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _open(path)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise PrepareError(
             f"{root} cannot be written to: {error.strerror}. Choose another folder: --root DIR."
         ) from error
     try:
         try:
-            _lock(file)
-        except (BlockingIOError, PermissionError) as error:
+            lock(file, wait=False)
+        except BlockingIOError as error:
             holder = os.pread(file, 20, 0).decode(errors="replace") if hasattr(os, "pread") else ""
             raise PrepareError(
                 f"{root} is being prepared by another process{f' ({holder})' if holder else ''}. Wait for it, or stop "
@@ -77,18 +78,3 @@ def alone(root: Path, say: Say) -> Iterator[None]:
         yield
     finally:
         os.close(file)
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-
-
-def _lock(file: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from seglight.data.findings import listing
 from seglight.prepare.download import Download, download, fault, room
 from seglight.prepare.folder import Record, alone
 from seglight.prepare.recipe import Archive, Recipe
 from seglight.prepare.state import Options, State, as_it_is, own, place, survey
 from seglight.prepare.unpack import merge, unpack
-from seglight.prepare.words import Bar, PrepareError, Say, listing, shown, silent, size
+from seglight.prepare.words import Bar, PrepareError, Say, shown, silent, size
 
 
 def prepare(recipe: Recipe, root: Path, options: Options, say: Say = silent, bar: Bar = silent) -> list[State]:

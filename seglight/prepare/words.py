@@ -1,8 +1,8 @@
-"""What the parts of prepare say to a person: sizes, lists, addresses without secrets."""
+"""What the parts of prepare say to a person: sizes, addresses without secrets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 Say = Callable[[str], None]
@@ -25,12 +25,6 @@ def size(count: float) -> str:
         if count >= low:
             return f"{count / low:.{1 if count < 10 * low else 0}f} {unit}"
     return f"{count:.0f} bytes"
-
-
-def listing(names: Sequence[object], limit: int = 5) -> str:
-    """`a, b, c and 7 more`."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(str(name) for name in names[:limit]) + more
 
 
 def shown(url: str) -> str:

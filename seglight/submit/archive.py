@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 
 LARGEST = 1 << 30
 """Bytes of one file in an archive, unpacked, that are read at most."""

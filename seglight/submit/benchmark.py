@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from seglight.data.check import Fault
-from seglight.data.decode import DataError, probe
+from seglight.data.decode import probe
+from seglight.data.findings import DataError, Fault
 
 if TYPE_CHECKING:
     from rich.table import Table

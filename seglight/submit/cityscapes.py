@@ -16,8 +16,7 @@ import numpy as np
 
 from seglight.cityscapes_ap import IDS, CityscapesAP
 from seglight.cityscapes_scores import CLASSES
-from seglight.data.check import Fault
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError, Fault
 from seglight.submit.archive import Reader
 from seglight.submit.benchmark import (
     Submission,

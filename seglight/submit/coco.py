@@ -14,8 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from seglight.data.check import Fault
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError, Fault
 from seglight.submit.archive import Reader
 from seglight.submit.benchmark import Submission, Verdict
 

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from seglight.data.check import Fault
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError, Fault
 from seglight.submit.archive import Reader
 from seglight.submit.benchmark import Score, Submission, Verdict, compare_names, label_files, png
 from seglight.submit.voc import COLOURS

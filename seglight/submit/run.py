@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from seglight.data.check import Fault, paragraphs
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError, Fault, paragraphs
 from seglight.submit.archive import Reader, Writer, new_archive
 from seglight.submit.benchmark import Submission, Verdict
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seglight.data.check import Fault
 from seglight.data.cocojson.document import Document, pixels
-from seglight.data.decode import DataError, image_fault, probe
+from seglight.data.decode import image_fault, probe
+from seglight.data.findings import DataError, Fault
 from seglight.data.packed import Strings
 
 _BEYOND = 1.0  # pixels that a box may leave the image by: annotation tools round

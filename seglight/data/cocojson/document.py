@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seglight.data.check import Fault
+from seglight.data.findings import Fault
 from seglight.data.packed import Packed, Strings, pack_bytes
 
 if TYPE_CHECKING:
-    from seglight.data.instances import Segmentation
+    from seglight.data.objects import Segmentation
 
 
 @dataclass

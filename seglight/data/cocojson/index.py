@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from seglight.data.check import Fault
 from seglight.data.cocojson import check, lists, pieces, reader, stream
 from seglight.data.cocojson import document as document_module
 from seglight.data.cocojson.document import Document
+from seglight.data.findings import Fault
 from seglight.data.packed import Packed, Strings
 from seglight.data.store import alone, whole
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.check import Fault
+from seglight.data.findings import Fault
 from seglight.data.rle import run_lengths
 
 LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seglight.data.check import Fault
 from seglight.data.cocojson.lists import Annotations, Unusable
+from seglight.data.findings import Fault
 
 MARK = "the annotations were cut out"
 """The only annotation in what is left of the file."""

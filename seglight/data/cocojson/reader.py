@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seglight.data.check import Fault, listing
 from seglight.data.cocojson.document import Document, pixels
 from seglight.data.cocojson.lists import FORMAT, LISTS, UNKNOWN, WHOLE, Annotations, Images, Unusable, take
 from seglight.data.cocojson.pieces import MARK, read_pieces
 from seglight.data.cocojson.stream import entries, text_of
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError, Fault, listing
 from seglight.data.packed import Packed, pack_bytes
 
 

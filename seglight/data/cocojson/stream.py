@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from seglight.data.decode import DataError
+from seglight.data.findings import DataError
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 
