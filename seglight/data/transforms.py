@@ -9,6 +9,7 @@ Coordinates are continuous: pixel i covers [i, i + 1) and has its centre at i + 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.data import get_worker_info
 
 from seglight.data.faults import FaultySample, reading, without
 from seglight.types import IGNORE_INDEX
@@ -292,11 +295,12 @@ def train_batch(
     if transform.crop is None and len(keys) != 1:
         raise ValueError(f"{len(keys)} whole images cannot be stacked, sizes differ; set a crop or a batch size of 1.")
     shape = (len(keys), *(transform.crop or (0, 0)))
-    images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
+    images, masks = _empty(*shape, 3), _empty(*shape)
+    pixels, labels = images.numpy(), masks.numpy()
     names, faults = [], []
     for epoch, index in keys:
         name, slot = dataset.ids[index], len(names)
-        out = (images[slot], masks[slot]) if transform.crop else None
+        out = (pixels[slot], labels[slot]) if transform.crop else None
         try:
             with reading(name):
                 image, mask = transform.sample(dataset, index, rng_for(seed, epoch, index), out)
@@ -307,13 +311,21 @@ def train_batch(
             continue
         names.append(name)
         if not transform.crop:
-            images, masks = image[None], mask[None]
+            images, masks = torch.from_numpy(image[None]), torch.from_numpy(mask[None])
     batch = {
-        "image": torch.from_numpy(images[: len(names)]).permute(0, 3, 1, 2),
-        "mask": torch.from_numpy(masks[: len(names)]),
+        "image": images[: len(names)].permute(0, 3, 1, 2),
+        "mask": masks[: len(names)],
         "image_id": names,
     }
     return without(batch, faults)
+
+
+def _empty(*shape: int) -> Tensor:
+    """uint8; in a loader process, memory that the main process sees, so that the batch is not copied on its way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def eval_batch(dataset: SemanticDataset, indices: Sequence[int]) -> dict[str, Any]:
