@@ -517,6 +517,7 @@ def test_autocast_deepcopy_channels_last_and_export(build):
         (DeepLabV3, {"batch_norm_decay": 1.0}, "batch_norm_decay is 1.0; it must lie between 0 and 1"),
         (DeepLabV3, {"pretrained": True, "preprocessing": "caffe"}, 'expect preprocessing "torch", but it is "caffe"'),
         (DeepLabV3Cascade, {"last_block": 8}, "last_block is 8; choose 4"),
+        (DeepLabV3Cascade, {"backbone": "resnet10t"}, "last stage of resnet10t is a single unit"),
         (DeepLabV3Cascade, {"shortcut": "none"}, 'shortcut is \'none\'; choose "projection" or "identity"'),
         (DeepLabV3Cascade, {"pretrained": True, "preprocessing": "half"}, 'expect preprocessing "torch"'),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
@@ -76,10 +77,10 @@ CLAIMS = {
         "ParseNet: the mean over the picture tells classes that only the scene decides",
         {"kind": "context", "side": 97},
         {
-            "fc7 alone": _model("ParseNet", **SLOW, context_layers=[], skip_layers=["fc7"]),
-            "with global context": _model("ParseNet", **SLOW),
+            "local features": _model("ParseNet", **SLOW, context_layers=[], skip_layers=["conv5_3", "fc7"]),
+            "with global context": _model("ParseNet", **SLOW, context_layers=["conv5_3", "fc7"]),
         },
-        [("with global context", "fc7 alone")],
+        [("with global context", "local features")],
         score=(1, 2),
         steps=400,
     ),
@@ -167,13 +168,13 @@ def figure(name: str, claim: Comparison, scores: dict[str, list[float]], path: P
     axes.set_ylim(0, max(100 * 0.05, table.max() * 1.2))
     classes = " and ".join(Claim.CLASSES[claim.data["kind"]][k] for k in claim.score)
     axes.set_ylabel(f"IoU of {classes} (%)")
-    axes.set_title(claim.says, fontsize=9, wrap=True)
+    axes.set_title(textwrap.fill(claim.says, 58), fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     lines = []
     for better, worse in claim.better:
         mean, low, high = (100 * value for value in interval(scores[better], scores[worse]))
-        lines.append(f"{better} - {worse}: {mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
+        lines.append(f"{better} - {worse}:\n{mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
     axes.set_xlabel("\n".join(lines), fontsize=8)
     plot.savefig(path / f"{name}.png", dpi=150)
     plt.close(plot)

@@ -128,6 +128,11 @@ class DeepLabV3CascadeNetwork(AtrousNetwork):
         if shortcut not in ("projection", "identity"):
             raise ValueError(f'shortcut is {shortcut!r}; choose "projection" or "identity".')
         trunk = Backbone(backbone, output_stride, "uniform", multi_grid, pretrained=pretrained)
+        if last_block > 4 and len(trunk.body.layer4) < 2:
+            raise ValueError(
+                f"The last stage of {backbone} is a single unit, which changes the number of channels, so no copy can "
+                "follow it. Choose a deeper ResNet, such as resnet18, or last_block 4."
+            )
         super().__init__(trunk, output_stride, test_output_stride)
         self.multi_grid = tuple(multi_grid)
         self.cascade = nn.ModuleDict(
