@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -53,6 +54,24 @@ def test_every_claim_builds():
         assert max(claim.score) < data.num_classes
         for build in claim.models.values():
             assert build in names if isinstance(build, str) else build(data).num_classes == data.num_classes
+
+
+def test_recorded_numbers():
+    """The README says of every claim what its seeds say, and there is a figure of it."""
+    folder = Path(claims.__file__).parent / "figures"
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name, record in json.loads((folder / "claims.json").read_text()).items():
+        claim, scores = claims.CLAIMS[name], record["scores"]
+        assert (folder / f"{name}.png").is_file()
+        assert list(scores) == list(claim.models)
+        (row,) = (line for line in readme.splitlines() if f"figures/{name}.png" in line)
+        for better, worse in claim.better:
+            found = claims.interval(scores[better], scores[worse])
+            assert record["differences"][f"{better} - {worse}"] == pytest.approx(found)
+            mean, low, high = (100 * value for value in found)
+            assert f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" in row
+            assert ("does not show" in row) == (low <= 0)
+        assert row.endswith(f"| {len(next(iter(scores.values())))} |")
 
 
 @pytest.mark.slow
