@@ -168,7 +168,7 @@ def figure(name: str, claim: Comparison, scores: dict[str, list[float]], path: P
     axes.set_ylim(0, max(100 * 0.05, table.max() * 1.2))
     classes = " and ".join(Claim.CLASSES[claim.data["kind"]][k] for k in claim.score)
     axes.set_ylabel(f"IoU of {classes} (%)")
-    axes.set_title(textwrap.fill(claim.says, 58), fontsize=9)
+    axes.set_title(textwrap.fill(claim.says, 29 * len(names)), fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     lines = []
