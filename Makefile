@@ -27,7 +27,7 @@ lint: $(BIN)/.installed
 # run the fidelity tests and write the table of architectures into the README
 models: $(BIN)/.installed
 	mkdir -p build
-	$(BIN)/python -m pytest -m fidelity --junitxml build/fidelity.xml
+	$(BIN)/python -m pytest -m "fidelity and not slow and not gpu" --junitxml build/fidelity.xml
 	$(BIN)/seglight models --fidelity build/fidelity.xml --readme README.md
 
 clean:

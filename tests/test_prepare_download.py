@@ -13,7 +13,7 @@ from web import Page, Web
 
 from seglight.prepare import download as module
 from seglight.prepare.download import Download, download, fault
-from seglight.prepare.words import PrepareError, listing, shown, size
+from seglight.prepare.words import PrepareError, shown, size
 
 DATA = random.Random(0).randbytes(3_000_000)
 MD5 = "md5:" + hashlib.md5(DATA).hexdigest()
@@ -416,4 +416,3 @@ def test_words():
         "2.0 GB",
         "19 GB",
     ]
-    assert listing("abcde", 3) == "a, b, c and 2 more"
