@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 NETWORKS = {
-    "FCN8s": Case({"width": 16}, (96, 128), 2, 1e-3, 200),
+    "FCN8s": Case({"width": 16}, (160, 160), 8, 1e-3, 75),
     "FCN16s": Case({"width": 16}, (160, 160), 8, 1e-3, 75),
     "FCN32s": Case({"width": 16}, (128, 128), 16, 1e-3, 100, thin=2),
     "ParseNet": Case({"width": 12, "skip_layers": ["conv3_3", "conv4_3"]}, (96, 128), 2, 1e-3, 150),
