@@ -62,7 +62,7 @@ class MaskEnsemble(InstanceModel):
         first = members[0]
         for path, member in zip(checkpoints, members, strict=True):
             if not isinstance(member, InstanceModel):
-                raise ValueError(f"{path} holds a {type(member).__name__}, which is no instance model.")
+                raise ValueError(f"{path} holds a {type(member).__name__}, which is no instance model. Leave it out.")
             if member.agnostic != first.agnostic:
                 raise ValueError(
                     f"{path} holds a {type(member).__name__}, {checkpoints[0]} a {type(first).__name__}: of these, one "
