@@ -15,7 +15,9 @@ from seglight.data.coco import COCODataset, COCOFormat
 from seglight.data.cocojson import check as coco_check
 from seglight.data.cocojson import index as coco_index
 from seglight.data.cocojson import pieces as coco_pieces
+from seglight.data.cocojson import quick
 from seglight.data.cocojson import reader as coco_json
+from seglight.data.cocojson.lists import Annotations
 from seglight.data.findings import DataError
 from seglight.data.transforms import Geometry
 
@@ -97,6 +99,94 @@ def test_pieces_make_the_same_document(write, monkeypatch, tmp_path):
         assert same(coco_json.read(path, points=tmp_path / f"points{number}.npy"), expected)
     marked = write("\ufeff" + json.dumps(content()))
     assert same(coco_json.read(marked), alone(marked, monkeypatch)), "a byte order mark"
+
+
+def ordinary(count=20):
+    rng = np.random.default_rng(1)
+    return [
+        {
+            "id": int(rng.integers(1 << 62)) * (-1) ** n,
+            "image_id": n,
+            "category_id": n % 3,
+            "iscrowd": n % 2,
+            "area": [7, 0.1, -2.5e-3, 1e22][n % 4],
+            "bbox": [n, 0.3, 1.7976931348623157e308, 5e-324],
+            "segmentation": [rng.normal(size=6 + 2 * (n % 3)).tolist(), [1, 2, 3, 4, 5, 6]][: 1 + n % 2],
+            "more": {"text": "}, {", "id": 0},
+        }
+        for n in range(count)
+    ]
+
+
+def one_by_one(entries):
+    found = Annotations()
+    for one in entries:
+        found.add(one)
+    return found.columns()
+
+
+def test_ordinary_annotations_are_read_at_once():
+    entries = ordinary()
+    del entries[3]["iscrowd"]
+    for few in (entries, entries[:1]):
+        found, expected = quick.columns(json.dumps(few).encode()), one_by_one(few)
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert array.dtype == found[name].dtype and np.array_equal(array, found[name]), name
+
+
+UNUSUAL = {
+    "no id": lambda one: one.pop("id"),
+    "no image": lambda one: one.pop("image_id"),
+    "no box": lambda one: one.pop("bbox"),
+    "no area": lambda one: one.pop("area"),
+    "no outline": lambda one: one.pop("segmentation"),
+    "id as text": lambda one: one.update(id="7"),
+    "id true": lambda one: one.update(id=True),
+    "id 7.0": lambda one: one.update(id=7.0),
+    "id beyond 63 bits": lambda one: one.update(id=1 << 63),
+    "id beyond 64 bits": lambda one: one.update(id=1 << 64),
+    "crowd 2": lambda one: one.update(iscrowd=2),
+    "crowd true": lambda one: one.update(iscrowd=True),
+    "area as text": lambda one: one.update(area="1"),
+    "area true": lambda one: one.update(area=True),
+    "area unknown": lambda one: one.update(area=None),
+    "box of three": lambda one: one.update(bbox=[1, 2, 3]),
+    "box in a list": lambda one: one.update(bbox=[[1, 2, 3, 4]]),
+    "box with a list": lambda one: one.update(bbox=[[1], 2, 3, 4]),
+    "box of text": lambda one: one.update(bbox=["1", 2, 3, 4]),
+    "box of nothing": lambda one: one.update(bbox=[1, 2, 3, None]),
+    "box NaN": lambda one: one.update(bbox=[1, 2, 3, float("nan")]),
+    "box a number": lambda one: one.update(bbox=1),
+    "RLE": lambda one: one.update(segmentation={"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}),
+    "no polygon": lambda one: one.update(segmentation=[]),
+    "polygon of numbers": lambda one: one.update(segmentation=[1, 2, 3, 4, 5, 6]),
+    "polygon of pairs": lambda one: one.update(segmentation=[[[1, 2], [3, 4], [5, 6]]]),
+    "polygon with a list": lambda one: one.update(segmentation=[[1, 2, 3, 4, 5, 6, 7, [8]]]),
+    "polygon that starts with a list": lambda one: one.update(segmentation=[[[1], 2, 3, 4, 5, 6]]),
+    "two points": lambda one: one.update(segmentation=[[1, 2, 3, 4]]),
+    "odd": lambda one: one.update(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
+    "polygon with text": lambda one: one.update(segmentation=[[1, 2, 3, 4, 5, "6"]]),
+    "outline as text": lambda one: one.update(segmentation="1 2 3 4 5 6"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_unusual_annotations_are_read_one_by_one(write, monkeypatch, case):
+    data = content()
+    place = len(data["annotations"]) // 2
+    UNUSUAL[case](data["annotations"][place])
+    text = json.dumps([data["annotations"][place]]).encode()
+    assert quick.columns(text) is None
+    path = write(data)
+    assert same(coco_json.read(path), alone(path, monkeypatch))
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[", b"[1]", b"[[]]", b"[null]", b'["id"]', b'[{"id": 1}, ]', b'[{"id": "\xff"}]']
+)
+def test_what_is_no_list_of_annotations_is_read_one_by_one(text):
+    assert quick.columns(text) is None
 
 
 @pytest.mark.parametrize("case", ["nested", "elsewhere", "twice", "later"])

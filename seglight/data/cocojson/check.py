@@ -14,6 +14,7 @@ from seglight.data.findings import DataError, Fault
 from seglight.data.packed import Strings
 
 _BEYOND = 1.0  # pixels that a box may leave the image by: annotation tools round
+_POLYGONS = 1 << 13  # that are looked at together: their numbers fit into a processor's cache
 
 
 def image_faults(document: Document, folder: Path, wanted: np.ndarray | None = None) -> tuple[np.ndarray, list[Fault]]:
@@ -107,8 +108,9 @@ def _covers(document: Document) -> np.ndarray:
     counts = np.diff(data.parts)
     size = np.repeat(size, counts, 0)
     sure = np.zeros(len(size), bool)
-    for begin in range(0, len(size), 1 << 15):  # a bounded piece at a time
-        starts = data.part_starts[begin : begin + (1 << 15) + 1] // 2
+
+    def look(begin: int) -> None:
+        starts = data.part_starts[begin : begin + _POLYGONS + 1] // 2
         corners = data.points[2 * starts[0] : 2 * starts[-1]].reshape(-1, 2)
         first, last = starts[:-1] - starts[0], starts[1:] - starts[0] - 1
         following = np.roll(corners, -1, 0)
@@ -119,6 +121,9 @@ def _covers(document: Document) -> np.ndarray:
         inside = (np.minimum.reduceat(corners, first) >= 0).all(1)
         inside &= (np.maximum.reduceat(corners, first) <= size[piece]).all(1)
         sure[piece] = inside & (np.abs(twice) / 2 > 1.5 * length + 2)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(look, range(0, len(size), _POLYGONS)))
     covered = np.zeros(len(counts), bool)
     covered[np.repeat(np.arange(len(counts)), counts)[sure]] = True
     return covered[data.rows]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seglight.data.cocojson import check, lists, pieces, reader, stream
+from seglight.data.cocojson import check, lists, pieces, quick, reader, stream
 from seglight.data.cocojson import document as document_module
 from seglight.data.cocojson.document import Document
 from seglight.data.findings import Fault
@@ -119,9 +119,6 @@ def _build(folder: Path, path: Path) -> None:
             "checksums": {file.stem: _checksum(file) for file in files},
         }
         (work / "document.json").write_text(json.dumps(header))
-        for file in (*files, work / "document.json"):
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
         os.chmod(work, 0o755)  # others may read it
         try:
             os.replace(work, folder)
@@ -170,7 +167,7 @@ def _checksum(file: Path) -> int:
 
 def _code() -> str:
     """Of the code that makes an index."""
-    modules = (reader, lists, stream, pieces, document_module, check)
+    modules = (reader, lists, stream, pieces, quick, document_module, check)
     return hashlib.sha256("".join(inspect.getsource(one) for one in modules).encode()).hexdigest()[:12]
 
 

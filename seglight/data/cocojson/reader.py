@@ -6,11 +6,14 @@ about 4 GB and a minute of garbage collection.
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from seglight.data.cocojson import quick
 from seglight.data.cocojson.document import Document, pixels
 from seglight.data.cocojson.lists import FORMAT, LISTS, UNKNOWN, WHOLE, Annotations, Images, Unusable, take
 from seglight.data.cocojson.pieces import MARK, read_pieces
@@ -32,7 +35,7 @@ def read(path: str | Path, labelled: bool = True, points: Path | None = None) ->
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    found = _in_pieces(path, points) or _parse(path, text_of(path))
+    found = _in_pieces(path, points) or _collect(entries(path, text_of(path), LISTS))
     if missing := [name for name in LISTS if name not in found.seen and (labelled or name != "annotations")]:
         raise DataError(f"{path} has no {' and no '.join(missing)}, so it is no COCO instance file. {FORMAT}")
     categories, faults = _categories(path, found.categories), found.faults
@@ -61,23 +64,23 @@ class _Found(NamedTuple):
 
 
 def _in_pieces(path: Path, points: Path | None) -> _Found | None:
-    """As `_parse`, with the annotations read by several processes; None if the file is small, unusual or broken."""
+    """With the annotations read by several processes; None if the file is small, unusual or broken."""
     if (pieces := read_pieces(path, points)) is None:
         return None
     rest, columns, faults = pieces
     try:
-        found = _parse(path, rest, MARK)
-    except DataError:  # to be raised with its line in the whole file
+        found = _collect(quick.entries(rest.removeprefix(codecs.BOM_UTF8), LISTS), MARK)
+    except ValueError:  # to be raised with its line in the whole file
         return None
     if found.cut is None or len(found.columns["ids"]):  # what was cut out is not the list of annotations, or not all
         return None
     return found._replace(columns=columns, faults=found.faults[: found.cut] + faults + found.faults[found.cut :])
 
 
-def _parse(path: Path, text: str, mark: str | None = None) -> _Found:
+def _collect(listed: Iterable[tuple[str, int | None, Any]], mark: str | None = None) -> _Found:
     images, annotations, categories = Images(), Annotations(), []
     faults, seen, cut = [], set(), None
-    for name, number, one in entries(path, text, LISTS):
+    for name, number, one in listed:
         seen.add(name)
         if number is None:
             continue
