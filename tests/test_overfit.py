@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from seglight import models
+from seglight.data.boxes import extend, objects
 from seglight.data.scenes import CLASSES, scene
 from seglight.metrics import ConfusionMatrix
 
@@ -28,7 +30,7 @@ class Case(NamedTuple):
     size: tuple[int, int]
     """Of the pictures. Where evaluation pads those that are not 8 k + 1 or 16 k + 1, training would not."""
     factor: int
-    """How many times a scene is enlarged."""
+    """How many times a scene is enlarged; 0 for crops around objects, as DeconvNet is trained."""
     rate: float
     """Learning rate."""
     steps: int
@@ -43,10 +45,13 @@ NETWORKS = {
     "FCN8s": Case({"width": 16}, (160, 160), 8, 1e-3, 75),
     "FCN16s": Case({"width": 16}, (160, 160), 8, 1e-3, 75),
     "FCN32s": Case({"width": 16}, (128, 128), 16, 1e-3, 100, thin=2),
+    "FCN32sAlexNet": Case({"width": 16}, (128, 128), 16, 1e-3, 100, thin=2),
+    "FCN32sGoogLeNet": Case({"width": 16}, (128, 128), 16, 1e-3, 125, thin=2),
     "ParseNet": Case({"width": 12, "skip_layers": ["conv3_3", "conv4_3"]}, (96, 128), 2, 1e-3, 150),
     "UNet": Case({"width": 12, "in_channels": 3}, (100, 132), 2, 1e-3, 225),
     "SemanticFPN": Case({**RESNET18, "pyramid_width": 64, "head_width": 64}, (96, 128), 2, 1e-3, 75),
     "PSPNet": Case({**RESNET10, "width": 32}, (144, 192), 3, 2e-3, 100),
+    "DeconvNet": Case({"width": 8, "test_boxes": "image", "test_floor": False}, (224, 224), 0, 1e-2, 300),
     "DeepLabV2": Case(RESNET10, (97, 97), 8, 1e-3, 50, begin=4),
     "DeepLabV2VGG": Case({"width": 16}, (129, 129), 8, 1e-3, 75, begin=4),
     "DeepLabV3": Case({**RESNET18, "output_stride": 8, "channels": 64}, (97, 97), 4, 1e-3, 125, begin=2),
@@ -60,6 +65,8 @@ NETWORKS = {
 
 def pictures(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Images uint8 (8, 3, H, W) and labels uint8 (8, H, W)."""
+    if not case.factor:
+        return objects_of_each_class(case.size)
     cells = [-(-(case.begin + length) // case.factor) * case.thin for length in case.size]
     scenes = [scene(0, index, tuple(max(48, n) for n in cells), simple=True) for index in range(8)]
 
@@ -70,6 +77,22 @@ def pictures(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
     images, masks = [cut(one.image).permute(2, 0, 1) for one in scenes], [cut(one.mask) for one in scenes]
     return torch.stack(images), torch.stack(masks)
+
+
+def objects_of_each_class(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `pictures`: the largest object of a class with its context, one class after another, stretched to a size."""
+    found, index = [], 0
+    while len(found) < 8:
+        one, index = scene(0, index, (96, 128), simple=True), index + 1
+        boxes, labels = objects(one.mask, background=0)
+        boxes = boxes[labels == 1 + len(found) % (len(CLASSES) - 1)]
+        if len(boxes):
+            largest = boxes[[np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(1))]]
+            left, top, right, bottom = extend(largest)[0].round().astype(int).clip(0)
+            cut = (array[top:bottom, left:right] for array in (one.image, one.mask))
+            found.append([cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) for array in cut])
+    images, masks = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*found, strict=True))
+    return images.permute(0, 3, 1, 2), masks
 
 
 @pytest.mark.slow
