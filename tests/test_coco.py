@@ -332,7 +332,7 @@ def test_options(make, tmp_path):
     images = str(path.parent / "images")
     copy = path.with_name("val.json")
     copy.write_text(path.read_text())
-    with pytest.raises(DataError, match="3 of the training samples are also in the validation split"):
+    with pytest.raises(DataError, match="3 of the training samples are also in the val split"):
         COCOFormat(images, str(path), val_annotations=str(copy)).dataset("train")
     with pytest.raises(FileNotFoundError, match="no folder of images"):
         COCOFormat(images + "x", str(path))

@@ -62,7 +62,7 @@ def test_what_is_refused(root):
     first.unlink()
     with pytest.raises(DataError, match="missing"):
         data.dataset("train").check(60)
-    with pytest.raises(DataError, match="3 of the training samples are also in the validation split"):
+    with pytest.raises(DataError, match="3 of the training samples are also in the val split"):
         PascalContext(root=str(root), val_split="trainval").dataset("train")
     with pytest.raises(FileNotFoundError, match="voc2010"):
         PascalContext(root=str(root.parent / "nowhere"))

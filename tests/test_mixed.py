@@ -259,7 +259,7 @@ def test_mixtures_may_be_parts(roots, tmp_path):
 
 def test_a_mixture_from_a_cache_leaks_as_well(tmp_path):
     write_voc(tmp_path / "voc", SCENES)
-    turned = {"train_split": "val", "val_split": "train"}
+    turned = {"train_split": "val", "val_split": "train", "test_split": "train"}
 
     def inner(**options):
         return Mixed({"voc": VOC(str(tmp_path / "voc"), **turned)}, **OPTIONS, **options)

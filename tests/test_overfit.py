@@ -57,7 +57,7 @@ NETWORKS = {
     "DeepLabV3": Case({**RESNET18, "output_stride": 8, "channels": 64}, (97, 97), 4, 1e-3, 125, begin=2),
     "DeepLabV3Cascade": Case({**RESNET18, "output_stride": 8, "last_block": 5}, (97, 97), 8, 1e-3, 50, begin=4),
     "DeepLabV3Plus": Case({**RESNET18, "test_output_stride": 16}, (97, 129), 2, 1e-3, 125),
-    "Dilation": Case({"width": 8, "context": "none"}, (97, 97), 8, 2e-3, 75, begin=4),
+    "Dilation": Case({"width": 8, "context": "basic"}, (97, 97), 8, 1e-3, 100, begin=4),
     "EncNet": Case({**RESNET10, "width": 32, "codewords": 8}, (144, 192), 3, 2e-3, 100),
     "SMP": Case({"encoder": "resnet18"}, (96, 128), 2, 1e-3, 75),
 }

@@ -89,8 +89,10 @@ def test_lists_of_paths_as_deeplab_has_them(devkit):
     assert data.ids == LISTS["train"]
     data.check(21)
     (devkit / "ImageSets/Segmentation/mine.txt").write_text(f"{lines}/JPEGImages/{LISTS['val'][0]}.jpg x.png\n")
-    with pytest.raises(DataError, match="1 of the training samples are also in the validation split"):
+    with pytest.raises(DataError, match="1 of the training samples are also in the val split"):
         VOC(str(devkit), train_split="mine").dataset("train")
+    with pytest.raises(DataError, match="of the training samples are also in the test split.*data.test_split"):
+        VOC(str(devkit), test_split="train").dataset("train")
 
 
 def test_the_name_of_a_text_file_does_not_matter(devkit, monkeypatch, tmp_path):

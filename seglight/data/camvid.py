@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.files import FileDataset, locate, read_list, refuse_overlap
+from seglight.data.files import FileDataset, locate, read_list, refuse_leaks
 from seglight.data.findings import DataError, listing
 from seglight.types import IGNORE_INDEX
 
@@ -59,8 +59,8 @@ class CamVid(SemanticDataModule):
         """The frames of a list."""
         pairs = self._pairs(split)
         if split == "train":
-            train, val = ([image.stem for image, _ in of] for of in (pairs, self._pairs("val")))
-            refuse_overlap("CamVid", train, val)
+            train = [image.stem for image, _ in pairs]
+            refuse_leaks("CamVid", train, lambda other: [image.stem for image, _ in self._pairs(other)])
         lut = np.arange(256)
         lut[11] = IGNORE_INDEX
         images, masks = zip(*pairs, strict=True) if pairs else ((), ())

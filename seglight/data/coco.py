@@ -254,7 +254,7 @@ class COCOFormat(InstanceDataModule):
             return self._part(data, split)
         if split == "train":
             for other in ("val", "test"):
-                self._refuse_overlap(data, *self.files[other])
+                self._refuse_overlap(data, other)
         return data
 
     def _part(self, data: COCODataset, split: Split) -> InstanceDataset:
@@ -269,10 +269,11 @@ class COCOFormat(InstanceDataModule):
         chosen = order[count:] if split == "train" else order[:count]
         return Subset(data, np.sort(chosen), "in_other_splits")
 
-    def _refuse_overlap(self, train: COCODataset, folder: Path, file: Path) -> None:
+    def _refuse_overlap(self, train: COCODataset, other: Literal["val", "test"]) -> None:
+        folder, file = self.files[other]
         places = ((train.document.packed, train.folder.resolve()), (self._document(file).packed, folder.resolve()))
         names = [[f"{place}/{name}" for name in Strings(data.names, data.name_starts)] for data, place in places]
-        refuse_overlap(train.name.removesuffix(" train"), *names)
+        refuse_overlap(train.name.removesuffix(" train"), *names, other)
 
     def _document(self, file: Path) -> Document:
         if file not in self._documents:

@@ -11,7 +11,7 @@ import numpy as np
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.context_json import ContextFile
 from seglight.data.decode import Header
-from seglight.data.files import FileDataset, locate, read_ids, refuse_overlap, warn_of_missing
+from seglight.data.files import FileDataset, locate, read_ids, refuse_leaks, warn_of_missing
 from seglight.data.findings import DataError, choice, listing
 from seglight.data.matlab import read_mat
 from seglight.data.palette import palette
@@ -110,7 +110,7 @@ class PascalContext(SemanticDataModule):
         """The images of a split list."""
         ids, name = self._ids(split), self.lists[split]
         if split == "train":
-            refuse_overlap("PASCAL-Context", ids, self._ids("val"))
+            refuse_leaks("PASCAL-Context", ids, self._ids)
         if name in PUBLISHED[self.kind]:
             warn_of_missing(f"PASCAL-Context {name} ({self.kind})", len(ids), PUBLISHED[self.kind][name])
         images = [self.devkit / "JPEGImages" / f"{one}.jpg" for one in ids]

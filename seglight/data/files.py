@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -168,13 +169,20 @@ def warn_of_missing(name: str, found: int, published: int, what: str = "") -> No
         )
 
 
-def refuse_overlap(name: str, train: Sequence[str], val: Sequence[str]) -> None:
+def refuse_overlap(name: str, train: Iterable[str], judged: Iterable[str], split: Literal["val", "test"]) -> None:
     """Raise DataError if a training sample is also one of those that the model is judged by."""
-    if both := sorted(set(train) & set(val)):
+    if both := sorted(set(train) & set(judged)):
         raise DataError(
-            f"{name}: {len(both)} of the training samples are also in the validation split: {listing(both, 3)}. Its "
-            "scores would mean nothing. Choose another data.train_split or data.val_split, or edit the lists."
+            f"{name}: {len(both)} of the training samples are also in the {split} split: {listing(both, 3)}. Its "
+            f"scores would mean nothing. Choose another data.train_split or data.{split}_split, or edit the lists."
         )
+
+
+def refuse_leaks(name: str, train: Iterable[str], samples: Callable[[Literal["val", "test"]], Iterable[str]]) -> None:
+    """As `refuse_overlap`, for both splits; one for testing may be missing as long as nobody tests."""
+    refuse_overlap(name, train, samples("val"), "val")
+    with suppress(FileNotFoundError):
+        refuse_overlap(name, train, samples("test"), "test")
 
 
 def refuse_same(name: str, train: str, *judged: str) -> None:

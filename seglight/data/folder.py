@@ -11,7 +11,7 @@ import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.decode import read_mask
-from seglight.data.files import FileDataset, find, read_list, refuse_overlap
+from seglight.data.files import FileDataset, find, read_list, refuse_leaks
 from seglight.data.findings import DataError, listing
 from seglight.data.palette import palette
 from seglight.types import IGNORE_INDEX
@@ -83,8 +83,8 @@ class Folder(SemanticDataModule):
         """The pairs of a split."""
         pairs = self._split(split)
         if split == "train":
-            train, val = ([str(image) for image, _ in of.values()] for of in (pairs, self._split("val")))
-            refuse_overlap("Folder", train, val)
+            train = [str(image) for image, _ in pairs.values()]
+            refuse_leaks("Folder", train, lambda other: [str(image) for image, _ in self._split(other).values()])
         images, masks = zip(*pairs.values(), strict=True) if pairs else ((), ())
         return FileDataset(f"Folder {split}", list(pairs), images, masks, self.lut, self.colours)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.decode import Header
-from seglight.data.files import FileDataset, locate, read_ids, refuse_overlap
+from seglight.data.files import FileDataset, locate, read_ids, refuse_leaks
 from seglight.data.findings import DataError
 from seglight.data.matlab import read_mat
 from seglight.data.palette import palette
@@ -130,6 +130,6 @@ class SBD(SemanticDataModule):
         sbd = SBDFiles(self.root)
         ids = sbd.ids(self.lists[split])
         if split == "train":
-            refuse_overlap("SBD", ids, sbd.ids(self.lists["val"]))
+            refuse_leaks("SBD", ids, lambda other: sbd.ids(self.lists[other]))
         images, masks = [sbd.image(name) for name in ids], [sbd.mask(name) for name in ids]
         return SBDMasks(f"SBD {self.lists[split]}", ids, images, masks, np.arange(256), advice=LABEL_ADVICE)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.files import FileDataset, locate, names_in, read_ids, refuse_overlap, warn_of_missing
+from seglight.data.files import FileDataset, locate, names_in, read_ids, refuse_leaks, warn_of_missing
 from seglight.data.findings import DataError
 from seglight.data.instance_maps import MapDataset, objects_of
 from seglight.data.instances import InstanceDataModule
@@ -108,7 +108,7 @@ class VOC(SemanticDataModule):
         """
         name, ids = self.lists[split], self._ids(split)
         if split == "train":
-            refuse_overlap("VOC", ids, self._ids("val"))
+            refuse_leaks("VOC", ids, self._ids)
         if kind == "Class" and self.year == "2012" and name in PUBLISHED:
             warn_of_missing(f"VOC {name}", len(ids), PUBLISHED[name])
         if not self._with_sbd(name):
