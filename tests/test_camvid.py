@@ -56,7 +56,7 @@ def test_missing_data_and_lists(tmp_path):
     assert len(CamVid(root=str(tmp_path / "c"), test_split="val").dataset("test")) == 1
     with pytest.raises(DataError, match="training samples are also in the val split"):
         CamVid(root=str(tmp_path / "c"), val_split="train").dataset("train")
-    with pytest.raises(DataError, match="also in the test split.*data.test_split"):
+    with pytest.raises(DataError, match=r"also in the test split.*data\.test_split"):
         CamVid(root=str(tmp_path / "c"), test_split="train").dataset("train")
     assert module.dataset("train").ids == NAMES["train"], "the missing list for testing does not matter"
     (tmp_path / "c/val.txt").write_text("val/0016E5_000010.png\n")

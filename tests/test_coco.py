@@ -327,6 +327,28 @@ def test_categories(make):
         module.dataset("val"), module.dataset("train")
 
 
+def test_upright_images_share_no_training_batch_with_others(tmp_path):
+    listed = [{"id": i, "file_name": f"{i}.png", "height": (40, 80)[i % 3 == 0], "width": 60} for i in range(30)]
+    (tmp_path / "images").mkdir()
+    for one in listed:
+        Image.new("RGB", (one["width"], one["height"])).save(tmp_path / "images" / one["file_name"])
+    square = [[5, 5, 20, 5, 20, 20, 5, 20]]
+    objects = [{"id": i, "image_id": i, "category_id": 1, "segmentation": square} for i in range(1, 30)]
+    path = tmp_path / "objects.json"
+    path.write_text(json.dumps({"images": listed, "annotations": objects, "categories": [{"id": 1, "name": "x"}]}))
+    options = {"batch_size": 4, "short_side": 40, "long_side": 80, "val_fraction": 0.2, "flip": 0, "workers": 0}
+
+    def shapes(**more):
+        module = COCOFormat(str(tmp_path / "images"), str(path), **options, **more)
+        return [[tuple(image.shape[1:]) for image in batch["image"]] for batch in module.train_batches(12)]
+
+    together, apart = shapes(group_aspect=False), shapes()
+    assert any(len(set(batch)) == 2 for batch in together) and all(len(set(batch)) == 1 for batch in apart)
+    assert {shape for batch in apart for shape in batch} == {(40, 60), (53, 40)}
+    jittered = {"scale": (0.5, 1.0), "crop": 64}
+    assert shapes(**jittered) == shapes(**jittered, group_aspect=False), "all of one size anyway"
+
+
 def test_options(make, tmp_path):
     path = make([annotation(i, i) for i in range(3)])
     images = str(path.parent / "images")

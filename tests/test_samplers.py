@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from seglight.data.samplers import EvalSampler, TrainSampler
@@ -48,6 +49,34 @@ def test_epochs_follow_on():
 
 def test_batch_larger_than_the_dataset():
     assert Counter(i for _, i in TrainSampler(3, 9, 1)) == {0: 3, 1: 3, 2: 3}
+
+
+APART = np.isin(np.arange(50), [3, 4, 11, 17, 20, 33, 34, 48, 49])  # 9 of 50
+
+
+def test_groups_share_no_batch_and_every_sample_counts_the_same():
+    whole = batches(TrainSampler(50, 4, 200, seed=2, apart=APART), 4)
+    kinds = [{bool(APART[i]) for _, i in batch} for batch in whole]
+    assert all(len(kind) == 1 for kind in kinds) and len({keys for batch in whole for keys in batch}) == 800
+    assert set(Counter(i for batch in whole for _, i in batch).values()) == {16}
+    turns = [step for step, kind in enumerate(kinds) if kind == {True}]
+    assert set(np.diff(turns).tolist()) == {5, 6}, "the smaller group's turns are spread evenly"
+    assert whole != batches(TrainSampler(50, 4, 200, seed=3, apart=APART), 4)
+
+
+def test_groups_on_several_ranks_and_after_a_resume():
+    whole = batches(TrainSampler(50, 4, 90, seed=2, apart=APART), 4)
+    parts = [batches(TrainSampler(50, 2, 90, seed=2, rank=r, world=2, apart=APART), 2) for r in range(2)]
+    assert [sorted(batch) for batch in whole] == [sorted(a + b) for a, b in zip(*parts, strict=True)]
+    assert batches(TrainSampler(50, 4, 90, seed=2, skip=37, apart=APART), 4) == whole[37:]
+    later = TrainSampler(50, 4, 30, seed=2, apart=APART)
+    later.set_epoch(2)
+    assert batches(later, 4) == whole[60:]
+
+
+@pytest.mark.parametrize("apart", [np.zeros(7, bool), np.ones(7, bool)])
+def test_one_group_is_as_none(apart):
+    assert list(TrainSampler(7, 2, 14, seed=3, apart=apart)) == list(TrainSampler(7, 2, 14, seed=3))
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8])

@@ -91,7 +91,7 @@ def test_lists_of_paths_as_deeplab_has_them(devkit):
     (devkit / "ImageSets/Segmentation/mine.txt").write_text(f"{lines}/JPEGImages/{LISTS['val'][0]}.jpg x.png\n")
     with pytest.raises(DataError, match="1 of the training samples are also in the val split"):
         VOC(str(devkit), train_split="mine").dataset("train")
-    with pytest.raises(DataError, match="of the training samples are also in the test split.*data.test_split"):
+    with pytest.raises(DataError, match=r"of the training samples are also in the test split.*data\.test_split"):
         VOC(str(devkit), test_split="train").dataset("train")
 
 

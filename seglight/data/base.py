@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
@@ -170,14 +171,20 @@ class DataModule(LightningDataModule):
         if trainer and trainer.max_steps > 0:
             batches = trainer.max_steps * trainer.accumulate_grad_batches
             skip = trainer.global_step * trainer.accumulate_grad_batches
-        return self._train_loader(TrainSampler(len(data), self.batch_size, batches, self.seed, rank, world, skip))
+        sampler = TrainSampler(len(data), self.batch_size, batches, self.seed, rank, world, skip, self.apart())
+        return self._train_loader(sampler)
 
     def train_batches(self, count: int) -> DataLoader:
         """The first `count` training batches of this rank, apart from any training that is going on."""
         trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        sampler = TrainSampler(len(self.split("train")), self.batch_size, count, self.seed, rank, world)
+        data = self.split("train")
+        sampler = TrainSampler(len(data), self.batch_size, count, self.seed, rank, world, apart=self.apart())
         return self._train_loader(sampler)
+
+    def apart(self) -> np.ndarray | None:
+        """Training samples that share no batch with the others, see `TrainSampler`."""
+        return None
 
     def _train_loader(self, sampler: TrainSampler) -> DataLoader:
         view = _View(len(self.split("train")), self.train_builder())

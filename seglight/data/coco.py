@@ -114,6 +114,10 @@ class COCODataset(InstanceDataset):
         of_image = np.repeat(np.arange(len(self.document)), np.diff(data.first))
         return np.bincount(of_image[useful], minlength=len(self.document)) > 0
 
+    def upright(self) -> np.ndarray:
+        """bool (images,): higher than wide, as the json says."""
+        return self.data.heights > self.data.widths
+
     def check(self, num_classes: int) -> None:
         """Entries, outlines and the headers of all image files.
 

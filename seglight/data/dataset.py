@@ -78,6 +78,10 @@ class InstanceDataset(Dataset):
         """bool (samples,): whether there is an object to learn from. All True where only decoding would tell."""
         return np.ones(len(self), bool)
 
+    def upright(self) -> np.ndarray:
+        """bool (samples,): whether the image is higher than wide. All False where only opening the files would tell."""
+        return np.zeros(len(self), bool)
+
     def check(self, num_classes: int) -> None:
         """Look for faults before training starts.
 
@@ -131,6 +135,10 @@ class Subset(InstanceDataset):
     def trainable(self) -> np.ndarray:
         """As `InstanceDataset.trainable`."""
         return self.whole.trainable()[self.indices]
+
+    def upright(self) -> np.ndarray:
+        """As `InstanceDataset.upright`."""
+        return self.whole.upright()[self.indices]
 
     def check(self, num_classes: int) -> None:
         """The check of the whole dataset: a fault in what is left out is a fault."""

@@ -62,6 +62,9 @@ class InstanceDataModule(DataModule):
         copy_paste: probability that objects of another training image are pasted on top (same paper; it needs `scale`).
         skip_empty: leave images without an object to learn from (none at all, or crowds only) out of training, as the
             code of the papers does. Their number is logged and in the run folder. They always count in evaluation.
+        group_aspect: training batches hold either upright images or others, as in the code of the papers, since images
+            of a batch are padded to a common size. Where the sizes are known without opening the files (COCO's format)
+            and the images of a batch have not one size anyway (`scale`).
     """
 
     task = "instance"
@@ -77,11 +80,12 @@ class InstanceDataModule(DataModule):
         jitter: float = 0.0,
         copy_paste: float = 0.0,
         skip_empty: bool = True,
+        group_aspect: bool = True,
         **kwargs: Any,
     ):
         super().__init__(batch_size=batch_size, **kwargs)
         self.transform = InstanceTransform(short_side, long_side, crop, scale, flip, jitter, copy_paste)
-        self.skip_empty = skip_empty
+        self.skip_empty, self.group_aspect = skip_empty, group_aspect and scale is None
 
     def dataset(self, split: Split) -> InstanceDataset:
         """The samples of a split, all of them, without augmentation."""
@@ -95,6 +99,10 @@ class InstanceDataModule(DataModule):
                 data = _without_empty(data)
             self._datasets[split] = data
         return self._datasets[split]
+
+    def apart(self) -> np.ndarray | None:
+        """Upright images, if `group_aspect`."""
+        return self.split("train").upright() if self.group_aspect else None
 
     def train_builder(self) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
         """Makes a `seglight.types.InstanceBatch`."""

@@ -20,6 +20,9 @@ class TrainSampler(DistributedSampler):
     batch b holds positions [b * G, (b + 1) * G) with G = batch_size * world; rank r takes every world-th of them. The
     same G therefore gives the same batches on any number of ranks.
 
+    With two groups each is a stream of its own, a global batch is of one of them, and their turns are spread evenly in
+    proportion to their sizes, so that every sample is still seen equally often.
+
     Args:
         length: samples in the dataset.
         batch_size: samples per rank and batch.
@@ -28,6 +31,7 @@ class TrainSampler(DistributedSampler):
         rank: this process, 0 <= rank < world.
         world: number of processes.
         skip: batches of the current epoch that a resumed run has already seen.
+        apart: bool (length,), True for samples that share no batch with the others; None if all may meet.
 
     Yields:
         `(pass, index)`: the number of the pass over the data and the sample, the two things that an augmentation
@@ -35,26 +39,47 @@ class TrainSampler(DistributedSampler):
     """
 
     def __init__(
-        self, length: int, batch_size: int, batches: int, seed: int = 0, rank: int = 0, world: int = 1, skip: int = 0
+        self,
+        length: int,
+        batch_size: int,
+        batches: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        skip: int = 0,
+        apart: np.ndarray | None = None,
     ):
         super().__init__(range(length), num_replicas=world, rank=rank, seed=seed)
-        self.length, self.batch_size, self.batches, self.skip = length, batch_size, batches, skip
+        self.batch_size, self.batches, self.skip = batch_size, batches, skip
+        apart = np.zeros(length, bool) if apart is None else apart
+        self.groups = [group for group in (np.flatnonzero(~apart), np.flatnonzero(apart)) if len(group)]
 
     def __len__(self) -> int:
         """Samples of one whole epoch on this rank, also when a resumed epoch skips its beginning."""
         return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order, order_pass = np.empty(0, int), -1
+        orders = [(-1, group) for group in self.groups]
         first = self.epoch * self.batches
         skip, self.skip = self.skip, 0
-        for batch in range(first + skip, first + self.batches):
+        for step in range(first + skip, first + self.batches):
+            which, batch = self._turn(step)
+            group = self.groups[which]
             for slot in range(self.batch_size):
                 position = (batch * self.batch_size + slot) * self.num_replicas + self.rank
-                number, offset = divmod(position, self.length)
-                if number != order_pass:
-                    order, order_pass = np.random.default_rng((self.seed, number)).permutation(self.length), number
-                yield number, int(order[offset])
+                number, offset = divmod(position, len(group))
+                if number != orders[which][0]:
+                    key = (self.seed, number, which) if which else (self.seed, number)
+                    orders[which] = number, np.random.default_rng(key).permutation(group)
+                yield number, int(orders[which][1][offset])
+
+    def _turn(self, step: int) -> tuple[int, int]:
+        """Whose global batch this is, and how many that group had before: its share of all batches, rounded down."""
+        if len(self.groups) == 1:
+            return 0, step
+        share, whole = len(self.groups[1]), sum(map(len, self.groups))
+        before = step * share // whole
+        return (1, before) if (step + 1) * share // whole > before else (0, step - before)
 
 
 class EvalSampler(DistributedSampler):
