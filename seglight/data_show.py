@@ -286,8 +286,8 @@ def _sheet(
     total = max(columns * (width + _GAP) + _GAP, 640)
     below = _legend(shown, classes, palette, total) if semantic else _names(shown, classes, total)
     picture = Image.new("RGB", (total, tops[-1] + below.shape[0]), "white")
-    draw, font = ImageDraw.Draw(picture), visualize._font(14)
-    draw.text((_GAP, _HEAD / 2), title, fill=(20, 20, 20), font=visualize._font(17), anchor="lm")
+    draw, font = ImageDraw.Draw(picture), visualize.font_of(14)
+    draw.text((_GAP, _HEAD / 2), title, fill=(20, 20, 20), font=visualize.font_of(17), anchor="lm")
     for i, (one, cell) in enumerate(zip(shown, cells, strict=True)):
         x, y = _GAP + i % columns * (width + _GAP), tops[i // columns]
         picture.paste(Image.fromarray(cell), (x, y))
@@ -383,7 +383,7 @@ def _written(text: str, width: int) -> np.ndarray:
     """Text in as many lines as it needs: uint8 (h, width, 3)."""
     from PIL import Image, ImageDraw
 
-    font, lines = visualize._font(15), [""]
+    font, lines = visualize.font_of(15), [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) > width - 2 * _GAP:

@@ -150,7 +150,7 @@ def legend(classes: Sequence[str], palette: Palette, width: int = 1024, size: in
     """
     from PIL import Image, ImageDraw
 
-    font = _font(size)
+    font = font_of(size)
     gap, swatch, row = size, size, int(size * 1.7)
     place, x, y = [], gap, 0
     for name in classes:
@@ -169,7 +169,8 @@ def legend(classes: Sequence[str], palette: Palette, width: int = 1024, size: in
 
 
 @functools.cache
-def _font(size: int) -> Any:
+def font_of(size: int) -> Any:
+    """Pillow's own font, of this many pixels."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
@@ -221,7 +222,7 @@ def triptych(
         "prediction": overlay(image, labels, palette, 0.6),
         error: error_map(image, mask, labels),
     }
-    gap, bar, font = 6, 26, _font(15)
+    gap, bar, font = 6, 26, font_of(15)
     height, width = image.shape[:2]
     total = 4 * width + 5 * gap
     present = sorted((set(np.unique(mask)) | set(np.unique(labels))) & set(range(len(classes))))
@@ -277,7 +278,7 @@ def confusion_png(path: str | Path, table: np.ndarray, classes: Sequence[str]) -
     support = table.sum(1, keepdims=True)
     share = np.divide(100 * table, support, out=np.zeros_like(table), where=support > 0)
     cell, letters = (max(54, 220 // count), 17) if count <= 12 else (34, 14) if count <= 30 else (15, 12)
-    font, small, big = _font(letters), _font(round(letters * 0.85)), _font(17)
+    font, small, big = font_of(letters), font_of(round(letters * 0.85)), font_of(17)
     name_width = math.ceil(max(font.getlength(name) for name in classes))
     left, top, side = name_width + 44, 42, cell * count
     picture = Image.new("RGB", (left + side + 80, max(top + side + name_width + 48, 300)), "white")
@@ -312,7 +313,7 @@ def confusion_png(path: str | Path, table: np.ndarray, classes: Sequence[str]) -
     picture.paste(Image.fromarray(scale), (left + side + 20, top))
     for value in (0, 1, 5, 20, 50, 100):
         y = top + (1 - math.sqrt(value / 100)) * (high - 1)
-        draw.text((left + side + 40, y), str(value), fill=(30, 30, 30), font=_font(13), anchor="lm")
+        draw.text((left + side + 40, y), str(value), fill=(30, 30, 30), font=font_of(13), anchor="lm")
     picture.save(path, format="PNG")
 
 

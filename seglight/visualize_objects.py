@@ -98,7 +98,7 @@ def _write_names(picture: np.ndarray, objects: Objects, classes: Sequence[str]) 
 
     canvas = Image.fromarray(picture)
     draw, size = ImageDraw.Draw(canvas), max(10, round(min(picture.shape[:2]) / 40))
-    font = visualize._font(size)
+    font = visualize.font_of(size)
     boxes = mask_tools.boxes(objects.rles)
     for i in reversed(range(len(objects.rles))):
         words = [classes[objects.labels[i]]] if len(classes) > 1 else []
@@ -204,7 +204,7 @@ def panels(
     contents = {
         name: visualize.shrink(content.repeat(factor, 0).repeat(factor, 1), panel) for name, content in contents.items()
     }
-    gap, bar, font = 6, 26, visualize._font(15)
+    gap, bar, font = 6, 26, visualize.font_of(15)
     height, width = next(iter(contents.values())).shape[:2]
     picture = Image.new("RGB", (4 * width + 5 * gap, bar + height + gap + (bar if title else 0)), "white")
     draw = ImageDraw.Draw(picture)

@@ -10,7 +10,7 @@ import numpy as np
 
 from seglight.data.archive import AnyPath, files_below
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.decode import Header, _pillow, probe
+from seglight.data.decode import Header, pillow, probe
 from seglight.data.files import FileDataset, locate, refuse_unpaired, warn_of_missing
 from seglight.data.findings import DataError, choice, listing
 from seglight.data.instance_maps import MapDataset, objects_of
@@ -183,7 +183,7 @@ class InstanceIds(FileDataset):
         if path is None:
             header = probe(self.image_paths[index])
             return np.zeros((header.height, header.width), np.uint16)
-        values = np.array(_pillow(path.read_bytes(), path))
+        values = np.array(pillow(path.read_bytes(), path))
         if values.ndim != 2 or values.min() < 0 or values.max() >= 1 << 16:
             raise DataError(f"{path}: not one channel of 16 bits, as instanceIds have. Unpack gtFine again.")
         return values.astype(np.uint16)

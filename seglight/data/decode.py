@@ -75,7 +75,7 @@ def read_image(path: str | AnyPath, exif: bool = False) -> np.ndarray:
         except cv2.error:  # larger than OpenCV allows; Pillow may still do it, or says what is wrong
             image = None
     if image is None:
-        picture = _pillow(data, path)
+        picture = pillow(data, path)
         picture = ImageOps.exif_transpose(picture) if turn else picture
         image = np.array(picture.convert("RGB"))
     return image
@@ -96,7 +96,7 @@ def read_mask(path: str | AnyPath) -> np.ndarray:
     if header.kind == "PNG" and header.bits == 8:
         mask = _unfiltered_png(data, header, path)
     if mask is None:
-        mask = np.array(_pillow(data, path)).astype(np.uint8, copy=False)
+        mask = np.array(pillow(data, path)).astype(np.uint8, copy=False)
     return mask
 
 
@@ -196,8 +196,16 @@ def mask_fault(header: Header, colours: bool = False) -> str | None:
     return None
 
 
-def _pillow(data: bytes, path: str | AnyPath) -> Image.Image:
-    """Pillow's picture, fully decoded; unlike OpenCV it raises when pixels are missing."""
+def pillow(data: bytes, path: str | AnyPath) -> Image.Image:
+    """Pillow's picture, fully decoded; unlike OpenCV it raises when pixels are missing.
+
+    Args:
+        data: the bytes of a file.
+        path: of the file, for messages.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()

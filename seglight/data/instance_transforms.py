@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from seglight.data.faults import FaultySample, reading, without
-from seglight.data.transforms import Geometry, TrainTransform, _span, rng_for
+from seglight.data.transforms import Geometry, TrainTransform, rng_for, span
 
 if TYPE_CHECKING:
     from seglight.data.dataset import InstanceDataset
@@ -86,7 +86,7 @@ class InstanceTransform:
             resized = [max(1, round(length * factor)) for length in size]
             out = tuple(resized if self.crop is None else map(min, resized, self.crop))
         # Where the image is smaller than the output, it lies in the upper left corner, as in the published code.
-        spans = [_span(*axis, 0.0, factor) for axis in zip(size, out, u[1:3], strict=True)]
+        spans = [span(*axis, 0.0, factor) for axis in zip(size, out, u[1:3], strict=True)]
         (top, height, to_top, to_height), (left, width, to_left, to_width) = spans
         target = (to_top, to_left, to_height, to_width)
         return Geometry(out, (top, left, height, width), target, flip=bool(u[3] < self.flip), average=True)

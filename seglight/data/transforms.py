@@ -214,7 +214,7 @@ class TrainTransform:
         if self.crop is None:
             spans = [(0, length, 0, max(1, round(length * scale))) for length in size]
         else:
-            spans = [_span(*of_axis, scale) for of_axis in zip(size, self.crop, u[1:3], u[3:5], strict=True)]
+            spans = [span(*of_axis, scale) for of_axis in zip(size, self.crop, u[1:3], u[3:5], strict=True)]
         return self._geometry(rng, u, spans)
 
     def _geometry(
@@ -345,8 +345,8 @@ def eval_batch(dataset: SemanticDataset, indices: Sequence[int]) -> dict[str, An
     }
 
 
-def _span(length: int, crop: int, u_source: float, u_target: float, scale: float) -> tuple[int, int, int, int]:
-    """One axis: start and length in the source, start and length in the output.
+def span(length: int, crop: int, u_source: float, u_target: float, scale: float) -> tuple[int, int, int, int]:
+    """One axis of a crop: start and length in the source, start and length in the output, in pixels.
 
     Source rectangles have whole pixels, so the scale of an axis differs from `scale` by up to half a source pixel over
     the crop: at most 0.2 % for a crop of 512 at scale 2.
