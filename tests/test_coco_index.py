@@ -128,6 +128,8 @@ def one_by_one(entries):
 def test_ordinary_annotations_are_read_at_once():
     entries = ordinary()
     del entries[3]["iscrowd"]
+    for number, counts in ((4, [100, 50, HEIGHT * WIDTH - 150]), (5, "01:00000000000000000")):
+        entries[number]["segmentation"] = {"size": [HEIGHT, WIDTH] if number == 4 else [10, 10], "counts": counts}
     for few in (entries, entries[:1]):
         found, expected = quick.columns(json.dumps(few).encode()), one_by_one(few)
         assert found.keys() == expected.keys()
@@ -158,7 +160,12 @@ UNUSUAL = {
     "box of nothing": lambda one: one.update(bbox=[1, 2, 3, None]),
     "box NaN": lambda one: one.update(bbox=[1, 2, 3, float("nan")]),
     "box a number": lambda one: one.update(bbox=1),
-    "RLE": lambda one: one.update(segmentation={"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}),
+    "RLE of another size": lambda one: one.update(segmentation={"size": [HEIGHT, WIDTH], "counts": [0, 9]}),
+    "RLE without counts": lambda one: one.update(segmentation={"size": [HEIGHT, WIDTH]}),
+    "RLE with a list in its size": lambda one: one.update(
+        segmentation={"size": [[HEIGHT], WIDTH], "counts": [0, 2000]}
+    ),
+    "no RLE": lambda one: one.update(segmentation={}),
     "no polygon": lambda one: one.update(segmentation=[]),
     "polygon of numbers": lambda one: one.update(segmentation=[1, 2, 3, 4, 5, 6]),
     "polygon of pairs": lambda one: one.update(segmentation=[[[1, 2], [3, 4], [5, 6]]]),

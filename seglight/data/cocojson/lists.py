@@ -94,7 +94,7 @@ class Annotations:
             raise Unusable(4, "'iscrowd' must be 0 or 1, and ids must fit into 64 bits.")
         polygons, rle, size = [], b"", (0, 0)
         if isinstance(outline, dict):
-            rle, size = _rle(outline)
+            rle, size = rle_of(outline)
         else:
             polygons = _polygons(outline)
         try:
@@ -141,7 +141,8 @@ def _polygons(outline: Any) -> list[array]:
     return polygons
 
 
-def _rle(outline: dict[str, Any]) -> tuple[bytes, tuple[int, int]]:
+def rle_of(outline: dict[str, Any]) -> tuple[bytes, tuple[int, int]]:
+    """COCO's compressed string, and height and width, of an RLE in either form; raises `Unusable`."""
     from pycocotools import mask as coco
 
     size, counts = outline.get("size"), outline.get("counts")

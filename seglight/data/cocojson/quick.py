@@ -1,7 +1,8 @@
 """Many annotations at once, if all of them are ordinary: several times as fast as one by one.
 
 simdjson parses a piece of a file and hands over the numbers of a polygon as one buffer, without an object for each.
-Whatever is not ordinary, from an RLE to a broken text, is left to `seglight.data.cocojson.lists`, which knows why.
+Whatever is not ordinary, from a missing box to a broken text, is left to `seglight.data.cocojson.lists`, which knows
+why.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import simdjson
 
+from seglight.data.cocojson.lists import Unusable, rle_of
+
 _FLOAT = 8  # bytes
 
 
@@ -19,10 +22,11 @@ def columns(text: bytes) -> dict[str, np.ndarray] | None:
     """As `Annotations.columns`, of a json list of annotations.
 
     Returns:
-        None unless each has everything, is outlined by polygons, has no other list in it and breaks no rule. (Of a
-        key that an annotation has twice, simdjson sees the first, Python's json the last.)
+        None unless each has everything, has no list of something else in it and breaks no rule. (Of a key that an
+        annotation has twice, simdjson sees the first, Python's json the last.)
     """
     ids, crowds, areas, boxes, parts, lengths, points = [], [], [], [], [], [], []
+    rles, brackets = {}, 1
     try:
         for one in simdjson.Parser().parse(text):
             ids += one["id"], one["image_id"], one["category_id"]
@@ -30,21 +34,32 @@ def columns(text: bytes) -> dict[str, np.ndarray] | None:
             areas.append(one["area"])
             boxes.append(one["bbox"].as_buffer(of_type="d"))
             outline = one["segmentation"]
+            if isinstance(outline, simdjson.Object):
+                rle = outline.as_dict()
+                rles[len(parts)] = rle_of(rle)
+                brackets += sum(isinstance(value, list) for value in rle.values()) - 1
+                parts.append(0)
+                continue
+            if not len(outline):
+                return None
             parts.append(len(outline))
-            for polygon in outline:  # of an RLE: its keys, which are no polygons
+            for polygon in outline:
                 lengths.append(len(polygon))
                 points.append(polygon.as_buffer(of_type="d"))
         numbers = np.array(ids, np.int64).reshape(-1, 3)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError):  # also what simdjson raises
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, Unusable):
         return None
-    if text.count(b"[") != 1 + 2 * len(parts) + len(lengths):  # lists within a list of numbers would be made flat
+    if text.count(b"[") != brackets + 2 * len(parts) + len(lengths):  # lists in a list of numbers would be made flat
         return None
     if not {*map(type, ids), *map(type, crowds)} <= {int} or not {*map(type, areas)} <= {int, float}:
         return None
-    if not {*crowds} <= {0, 1} or not all(parts) or any(box.size != 4 * _FLOAT for box in boxes):
+    if not {*crowds} <= {0, 1} or any(box.size != 4 * _FLOAT for box in boxes):
         return None
     if any(length < 6 or length % 2 for length in {*lengths}):
         return None
+    rle_lengths, rle_sizes = np.zeros(len(parts), np.int64), np.zeros((len(parts), 2), np.int64)
+    for row, (runs, size) in rles.items():
+        rle_lengths[row], rle_sizes[row] = len(runs), size
     return {
         "ids": numbers[:, 0],
         "image_ids": numbers[:, 1],
@@ -55,9 +70,9 @@ def columns(text: bytes) -> dict[str, np.ndarray] | None:
         "parts": np.array(parts, np.int64),
         "part_lengths": np.array(lengths, np.int64),
         "points": np.frombuffer(b"".join(points)),
-        "rle_lengths": np.zeros(len(parts), np.int64),
-        "rle_sizes": np.zeros(2 * len(parts), np.int64),
-        "rle": np.zeros(0, np.uint8),
+        "rle_lengths": rle_lengths,
+        "rle_sizes": rle_sizes.ravel(),
+        "rle": np.frombuffer(b"".join(runs for runs, _ in rles.values()), np.uint8),
     }
 
 
