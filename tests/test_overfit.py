@@ -43,6 +43,7 @@ class Case(NamedTuple):
 
 NETWORKS = {
     "FCN8s": Case({"width": 16}, (160, 160), 8, 1e-3, 75),
+    "FCN8sAtOnce": Case({"width": 16}, (160, 160), 8, 1e-3, 75),
     "FCN16s": Case({"width": 16}, (160, 160), 8, 1e-3, 75),
     "FCN32s": Case({"width": 16}, (128, 128), 16, 1e-3, 100, thin=2),
     "FCN32sAlexNet": Case({"width": 16}, (128, 128), 16, 1e-3, 100, thin=2),
@@ -93,6 +94,12 @@ def objects_of_each_class(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Te
             found.append([cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) for array in cut])
     images, masks = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*found, strict=True))
     return images.permute(0, 3, 1, 2), masks
+
+
+def test_no_architecture_is_left_out():
+    bases, peers = {"BaseModel", "SemanticModel", "InstanceModel"}, {"TorchvisionSegmentation"}
+    kinds = {name: getattr(models, name) for name in models.__all__ if name not in bases | peers}
+    assert {name for name, kind in kinds.items() if issubclass(kind, models.SemanticModel)} == set(NETWORKS)
 
 
 @pytest.mark.slow
