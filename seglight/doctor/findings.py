@@ -53,7 +53,7 @@ _NAMES = (
     ("'bbox' must", "box-entry"),
     ("NaN or infinity", "not-finite"),
     ("have no category", "no-category"),
-    ("are also in the validation", "leak"),
+    ("training samples are also in", "leak"),
     ("without a mask", "unpaired"),
     ("without an image", "unpaired"),
     ("more than once", "listed-twice"),
