@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from zlib_ng import zlib_ng
 
 from seglight.data.findings import DataError
 
@@ -217,8 +218,9 @@ def pillow(data: bytes, path: str | AnyPath) -> Image.Image:
 def _unfiltered_png(data: bytes, header: Header, path: str | AnyPath) -> np.ndarray | None:
     """Pixels of an 8-bit one-channel PNG with unfiltered rows, or None if it is not one.
 
-    Palette PNGs are unfiltered by convention, so inflating is all they need: half of Pillow's time, independent of
-    what decoder versions do with palettes, and strict, because the stream carries a length and a checksum.
+    Palette PNGs are unfiltered by convention, so inflating is all they need: less than a third of Pillow's time,
+    independent of what decoder versions do with palettes, and strict, because the stream carries a length and a
+    checksum.
     """
     chunks, at = [], 8
     while at + 8 <= len(data):
@@ -226,19 +228,17 @@ def _unfiltered_png(data: bytes, header: Header, path: str | AnyPath) -> np.ndar
         if kind == b"IDAT":
             chunks.append(data[at + 8 : at + 8 + length])
         at += 12 + length
-    stride, interlaced = header.width + 1, data[28]
-    inflate = zlib.decompressobj()
+    if data[28]:  # interlaced
+        return None
+    stride, inflate = header.width + 1, zlib_ng.decompressobj()
     try:
-        rows = inflate.decompress(b"".join(chunks), 8 * stride)  # first look at the filter of a few rows
-        if interlaced or any(rows[::stride]):
-            return None
-        rows += inflate.decompress(inflate.unconsumed_tail, header.height * stride)
-    except zlib.error as error:
+        rows = inflate.decompress(b"".join(chunks), header.height * stride + 1)
+    except zlib_ng.error as error:
         raise DataError(f"{path}: cannot be decoded ({error}). Copy it again from its source.") from error
     if not inflate.eof or len(rows) != header.height * stride:  # Pillow would fill missing rows with 0
         raise DataError(f"{path}: its pixels are not those of {header.width}x{header.height}. Copy it again.")
     table = np.frombuffer(rows, np.uint8).reshape(header.height, stride)
-    return None if table[:, 0].any() else np.ascontiguousarray(table[:, 1:])
+    return None if table[:, 0].any() else np.ascontiguousarray(table[:, 1:])  # column 0: how a row is filtered
 
 
 def _header(data: bytes, path: str | AnyPath) -> Header:
