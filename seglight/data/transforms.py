@@ -9,10 +9,12 @@ Coordinates are continuous: pixel i covers [i, i + 1) and has its centre at i + 
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 PAD_COLOUR = (124, 116, 104)
 """RGB of pixels outside the image: the ImageNet mean, which the usual normalisations turn into about 0."""
 
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14
 _STREAM = 0x5E91  # second word of the generator's key, so that other users of the seed draw other numbers
 
 
@@ -324,8 +327,22 @@ def _empty(*shape: int) -> Tensor:
     """uint8; in a loader process, memory that the main process sees, so that the batch is not copied on its way out."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    size = math.prod(shape)
+    storage = torch.UntypedStorage._new_shared(size)  # as torch's own collate does
+    found = torch.empty(0, dtype=torch.uint8).set_(storage)
+    if madvise := _madvise():  # all pages at once, or writing would stop at each; an older kernel just declines
+        madvise(found.data_ptr(), size, _POPULATE_WRITE)
+    return found.view(shape)
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """The system's call, where there is one."""
+    if sys.platform != "linux":
+        return None
+    call = ctypes.CDLL(None).madvise
+    call.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return call
 
 
 def eval_batch(dataset: SemanticDataset, indices: Sequence[int]) -> dict[str, Any]:
