@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from seglight.data.findings import DataError
 from seglight.data.packed import Packed, Strings, pack_bytes
@@ -135,7 +135,7 @@ class Archive:
         data = self._bytes(begin, int(table.packed[index]))
         if table.method[index] == zipfile.ZIP_DEFLATED:
             data = self._inflated(index, data, int(table.size[index]))
-        if len(data) != table.size[index] or zlib.crc32(data) != table.crc[index]:
+        if len(data) != table.size[index] or zlib_ng.crc32(data) != table.crc[index]:
             raise DataError(f"{self._where(index)}: damaged, its checksum differs. Download the archive again.")
         return data
 
@@ -175,8 +175,8 @@ class Archive:
     def _inflated(self, index: int, data: bytes, length: int) -> bytes:
         """The first bytes of a deflated member, from the first packed ones."""
         try:
-            return zlib.decompressobj(-15).decompress(data, max(1, length))
-        except zlib.error as error:
+            return zlib_ng.decompressobj(-15).decompress(data, max(1, length))
+        except zlib_ng.error as error:
             raise DataError(
                 f"{self._where(index)}: cannot be unpacked ({error}). Download the archive again."
             ) from error

@@ -14,7 +14,7 @@ from seglight.data.findings import DataError, Fault
 from seglight.data.packed import Strings
 
 _BEYOND = 1.0  # pixels that a box may leave the image by: annotation tools round
-_POLYGONS = 1 << 13  # that are looked at together: their numbers fit into a processor's cache
+_POLYGONS = 1 << 12  # that are looked at together: their numbers fit into a processor's cache
 
 
 def image_faults(document: Document, folder: Path, wanted: np.ndarray | None = None) -> tuple[np.ndarray, list[Fault]]:

@@ -16,11 +16,11 @@ import shutil
 import tempfile
 import time
 import zipfile
-import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from seglight.data.cocojson import check, lists, pieces, quick, reader, stream
 from seglight.data.cocojson import document as document_module
@@ -161,7 +161,7 @@ def _checksum(file: Path) -> int:
     total = 0
     with open(file, "rb") as opened:
         while block := opened.read(_BLOCK):
-            total = zlib.crc32(block, total)
+            total = zlib_ng.crc32(block, total)
     return total
 
 
