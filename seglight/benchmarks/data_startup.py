@@ -1,7 +1,7 @@
 """Start of a COCO-format list of full size: 118,287 images, 7.3 objects each, polygons of 27 corners.
 
 Every start is a process of its own; time and memory are those of the list, without the import of torch. Marks: under
-5 s and 500 MB, for all starts but the first on a machine.
+5 s and 500 MB, also for the first on a machine.
 """
 
 from __future__ import annotations
