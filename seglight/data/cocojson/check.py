@@ -113,13 +113,15 @@ def _covers(document: Document) -> np.ndarray:
         starts = data.part_starts[begin : begin + _POLYGONS + 1] // 2
         corners = data.points[2 * starts[0] : 2 * starts[-1]].reshape(-1, 2)
         first, last = starts[:-1] - starts[0], starts[1:] - starts[0] - 1
-        following = np.roll(corners, -1, 0)
-        following[last] = corners[first]
-        twice = np.add.reduceat(corners[:, 0] * following[:, 1] - corners[:, 1] * following[:, 0], first)
-        length = np.add.reduceat(np.hypot(*(following - corners).T), first)
+        x, y = np.ascontiguousarray(corners.T)
+        next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+        next_x[last], next_y[last] = x[first], y[first]
+        twice = np.add.reduceat(x * next_y - y * next_x, first)
+        length = np.add.reduceat(np.hypot(next_x - x, next_y - y), first)
         piece = slice(begin, begin + len(first))
-        inside = (np.minimum.reduceat(corners, first) >= 0).all(1)
-        inside &= (np.maximum.reduceat(corners, first) <= size[piece]).all(1)
+        inside = np.minimum(np.minimum.reduceat(x, first), np.minimum.reduceat(y, first)) >= 0
+        for axis, most in enumerate((x, y)):
+            inside &= np.maximum.reduceat(most, first) <= size[piece, axis]
         sure[piece] = inside & (np.abs(twice) / 2 > 1.5 * length + 2)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

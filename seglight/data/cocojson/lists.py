@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-data.
 from __future__ import annotations
 
 from array import array
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ WHOLE, NUMBER = (int,), (int, float)
 UNKNOWN = -1.0
 """Area of an annotation that gives none, until it is counted."""
 FORMAT = "See https://cocodataset.org/#format-data."
+_KEYS = "id", "file_name", "height", "width"
+_IMAGE = itemgetter(*_KEYS)
 
 
 class Unusable(Exception):
@@ -58,8 +61,13 @@ class Images:
 
     def add(self, one: Any) -> None:
         """Take an entry, or raise `Unusable`."""
-        number, name = take(one, "id", WHOLE), take(one, "file_name", (str,))
-        height, width = take(one, "height", WHOLE), take(one, "width", WHOLE)
+        try:
+            values = _IMAGE(one)
+        except (KeyError, TypeError):
+            values = ()
+        if [*map(type, values)] != [int, str, int, int]:
+            values = [take(one, key, kinds) for key, kinds in zip(_KEYS, (WHOLE, (str,), WHOLE, WHOLE), strict=True)]
+        number, name, height, width = values
         if min(height, width) < 1 or max(height, width) > 1 << 20 or not -(1 << 63) <= number < 1 << 63:
             raise Unusable(0, "'id', 'height' or 'width' is out of range. Look at what wrote the file.")
         if name in self._files:

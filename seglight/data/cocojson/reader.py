@@ -122,7 +122,9 @@ def _pack(images: Images, columns: dict[str, np.ndarray], category_ids: list[int
     parts, part_starts, rle_starts = (_starts(columns[name]) for name in ("parts", "part_lengths", "rle_lengths"))
     rle_sizes = columns["rle_sizes"].reshape(-1, 2)
 
-    bad_part = np.searchsorted(part_starts, np.flatnonzero(~np.isfinite(points)), "right") - 1
+    with np.errstate(over="ignore", invalid="ignore"):  # one bad number shows in the sum
+        bad_points = [] if np.isfinite(points.sum()) else np.flatnonzero(~np.isfinite(points))
+    bad_part = np.searchsorted(part_starts, bad_points, "right") - 1
     broken = ~np.isfinite(boxes).all(1) | ~np.isfinite(area)
     broken[np.searchsorted(parts, bad_part, "right") - 1] = True
     twice = np.ones(len(ids), bool)
