@@ -119,7 +119,7 @@ def test_workers_share_the_lists():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # whose memory is not full of holes
         whole, grown = fresh.submit(_in_a_worker).result()
     assert whole
-    assert grown < 12e6, "as Path objects they take 25 MB"
+    assert grown < 8e6, "as Path objects they take 25 MB"
 
 
 def test_strings():
