@@ -213,7 +213,7 @@ def _training_keys(datamodule: DataModule, length: int, batch: int) -> Iterator[
 
     size = datamodule.batch_size
     count = max(1, math.ceil(length / size))
-    keys = iter(TrainSampler(length, size, batch + count, datamodule.seed, skip=batch))
+    keys = iter(TrainSampler(length, size, batch + count, datamodule.seed, skip=batch, apart=datamodule.apart()))
     return iter(lambda: list(islice(keys, size)), [])
 
 

@@ -20,6 +20,7 @@ from seglight.data.formats.coco import COCO_CATEGORIES, write_coco
 from seglight.data.rle import decode_into, run_lengths
 from seglight.data.scenes import split_scenes
 from seglight.data.transforms import Geometry
+from seglight.data_show import _training_keys
 
 mask_tools = pytest.importorskip("pycocotools.mask")
 HEIGHT, WIDTH = 40, 50
@@ -343,6 +344,10 @@ def test_upright_images_share_no_training_batch_with_others(tmp_path):
         return [[tuple(image.shape[1:]) for image in batch["image"]] for batch in module.train_batches(12)]
 
     together, apart = shapes(group_aspect=False), shapes()
+    module = COCOFormat(str(tmp_path / "images"), str(path), **options)
+    shown = [keys for keys, _ in zip(_training_keys(module, len(module.split("train")), 0), range(4), strict=False)]
+    upright = module.split("train").upright()
+    assert [{bool(upright[i]) for _, i in keys} for keys in shown] == [{b[0][0] > b[0][1]} for b in apart[:4]]
     assert any(len(set(batch)) == 2 for batch in together) and all(len(set(batch)) == 1 for batch in apart)
     assert {shape for batch in apart for shape in batch} == {(40, 60), (53, 40)}
     jittered = {"scale": (0.5, 1.0), "crop": 64}
