@@ -444,6 +444,8 @@ def test_outlines_that_surely_have_a_pixel_have_one(make):
         if number % 2:
             angle, radius = np.sort(rng.uniform(0, 2 * np.pi, 8)), rng.uniform(0.2, 20)
             points = np.stack([25 + radius * np.cos(angle), 20 + radius * np.sin(angle)], 1)
+        if number % 40 == 1:  # beside the image, on each of its sides
+            points += [(-50, 0), (0, -50), (50, 0), (0, 50)][number // 40 % 4]
         outlines.append([points.ravel().tolist() for _ in range(int(rng.integers(1, 3)))])
     boxes = {"bbox": [5, 5, 10, 10]}
     document = read(make([annotation(i, segmentation=one, **boxes) for i, one in enumerate(outlines)], 1))

@@ -117,11 +117,14 @@ def _covers(document: Document) -> np.ndarray:
         next_x, next_y = np.roll(x, -1), np.roll(y, -1)
         next_x[last], next_y[last] = x[first], y[first]
         twice = np.add.reduceat(x * next_y - y * next_x, first)
-        length = np.add.reduceat(np.hypot(next_x - x, next_y - y), first)
+        edges = np.sqrt((next_x - x) ** 2 + (next_y - y) ** 2)  # np.hypot takes five times as long
+        length = np.add.reduceat(edges, first)
         piece = slice(begin, begin + len(first))
-        inside = np.minimum(np.minimum.reduceat(x, first), np.minimum.reduceat(y, first)) >= 0
-        for axis, most in enumerate((x, y)):
-            inside &= np.maximum.reduceat(most, first) <= size[piece, axis]
+        inside = np.ones(len(first), bool)
+        for axis, ways in enumerate((x, y)):
+            inside &= np.maximum.reduceat(ways, first) <= size[piece, axis]
+            if ways.min() < 0:
+                inside &= np.minimum.reduceat(ways, first) >= 0
         sure[piece] = inside & (np.abs(twice) / 2 > 1.5 * length + 2)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-data.
 from __future__ import annotations
 
 from array import array
+from math import isfinite
 from operator import itemgetter
 from typing import Any
 
@@ -18,8 +19,11 @@ LISTS = {"images": "image", "annotations": "annotation", "categories": "category
 """The lists of a file, and what to call an entry."""
 WHOLE, NUMBER = (int,), (int, float)
 """Types of values."""
+ID, SIDE = (1 << 63) - 1, 1 << 20
+"""The largest id, and the largest height or width of an image."""
 UNKNOWN = -1.0
 """Area of an annotation that gives none, until it is counted."""
+_FINITE = 7, "NaN or infinity in the box, the area or a polygon."
 FORMAT = "See https://cocodataset.org/#format-data."
 _KEYS = "id", "file_name", "height", "width"
 _IMAGE = itemgetter(*_KEYS)
@@ -68,7 +72,7 @@ class Images:
         if [*map(type, values)] != [int, str, int, int]:
             values = [take(one, key, kinds) for key, kinds in zip(_KEYS, (WHOLE, (str,), WHOLE, WHOLE), strict=True)]
         number, name, height, width = values
-        if min(height, width) < 1 or max(height, width) > 1 << 20 or not -(1 << 63) <= number < 1 << 63:
+        if min(height, width) < 1 or max(height, width) > SIDE or not -ID - 1 <= number <= ID:
             raise Unusable(0, "'id', 'height' or 'width' is out of range. Look at what wrote the file.")
         if name in self._files:
             raise Unusable(1, "its file is listed for another image, too. Remove one of the entries.")
@@ -80,6 +84,11 @@ class Images:
         self.heights.append(height)
         self.widths.append(width)
         self.names.append(name.encode())
+
+    def extend(self, ids: list[int], names: list[str], heights: list[int], widths: list[int]) -> None:
+        """Take entries that break no rule and are the only ones."""
+        self.ids, self.heights, self.widths = array("q", ids), array("q", heights), array("q", widths)
+        self.names = [name.encode() for name in names]
 
 
 class Annotations:
@@ -98,7 +107,7 @@ class Annotations:
         area = take(one, "area", NUMBER, None)
         box = take(one, "bbox", (list,), None)
         outline = take(one, "segmentation", (list, dict), None)
-        if crowd not in (0, 1) or max(map(abs, numbers)) >= 1 << 63:
+        if crowd not in (0, 1) or max(map(abs, numbers)) > ID:
             raise Unusable(4, "'iscrowd' must be 0 or 1, and ids must fit into 64 bits.")
         polygons, rle, size = [], b"", (0, 0)
         if isinstance(outline, dict):
@@ -111,6 +120,8 @@ class Annotations:
             box = ()
         if len(box) != 4:
             raise Unusable(4, "'bbox' must be four numbers: x, y, width, height.")
+        if not all(map(isfinite, (*box, area or 0))):
+            raise Unusable(*_FINITE)
         for column, number in zip((self.ids, self.image_ids, self.category_ids), numbers, strict=True):
             column.append(number)
         self.iscrowd.append(crowd)
@@ -145,6 +156,8 @@ def _polygons(outline: Any) -> list[array]:
             raise Unusable(6, "a polygon with an odd number of coordinates. Points are pairs x, y.")
         if len(polygon) < 6:
             raise Unusable(6, "a polygon with fewer than 3 points. Remove the part, or the object.")
+        if not all(map(isfinite, polygon)):
+            raise Unusable(*_FINITE)
         polygons.append(polygon)
     return polygons
 

@@ -35,6 +35,7 @@ _BEGIN = re.compile(rb'"annotations"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*(?=\{)')
 _BETWEEN = re.compile(rb"\}[ \t\n\r]*,[ \t\n\r]*\{")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _HEADER = 128  # bytes before the numbers in a .npy of one dimension
+_OUTLINES = "parts", "part_lengths", "rle_lengths", "rle_sizes", "rle"
 
 
 class Piece(NamedTuple):
@@ -47,6 +48,8 @@ class Piece(NamedTuple):
     """Number in the piece, why, and the entry."""
     end: int | None
     """Byte of the file that closes the list; None if the next piece goes on."""
+    corners: tuple[int, int] = (0, 0)
+    """Bytes of the file for `points` between which those of this piece lie."""
 
 
 def read_pieces(path: Path, points: Path | None) -> tuple[bytes, dict[str, np.ndarray], list[Fault]] | None:
@@ -54,7 +57,8 @@ def read_pieces(path: Path, points: Path | None) -> tuple[bytes, dict[str, np.nd
 
     Args:
         path: of the json.
-        points: file for the array `points`, which is mapped then.
+        points: file for the array `points`, which is mapped then. The outlines lie in the order that the processes
+            were done in, and the column `rows` says where that of each annotation is.
 
     Returns:
         None if the file is small, unusual or broken, or there is nobody to share the work with.
@@ -71,8 +75,10 @@ def read_pieces(path: Path, points: Path | None) -> tuple[bytes, dict[str, np.nd
         try:
             read = _read_all(path, bounds, min(workers, 16), points)
         except BrokenProcessPool:  # killed for want of memory, most likely
-            return None
+            read = None
         if read is None:
+            if points:
+                points.unlink()
             return None
         columns, faults, end = read
         rest = data[: found.end()] + json.dumps(MARK).encode() + data[end:]
@@ -91,28 +97,56 @@ def _read_all(
     path: Path, bounds: list[int], workers: int, points: Path | None
 ) -> tuple[dict[str, np.ndarray], list[Fault], int] | None:
     """Columns, faults, and where the list ends."""
-    parts: list[dict[str, np.ndarray]] = []
+    pieces: list[Piece] = []
     faults, entries, end = [], 0, None
-    corners = _Growing(points) if points else None
+    if points:
+        points.write_bytes(bytes(_HEADER))
     # A child of fork has the modules loaded; it uses neither torch nor threads.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        for piece in pool.map(partial(read_piece, path), bounds[:-1], bounds[1:]):
+        for piece in pool.map(partial(_piece, path, points), bounds[:-1], bounds[1:]):
             if piece is None:
                 break
             faults += [error.fault("annotations", one, entries + number) for number, error, one in piece.unusable]
             entries += piece.entries
-            if corners:
-                corners.write(piece.columns.pop("points"))
-            parts.append(piece.columns)
+            pieces.append(piece)
             if (end := piece.end) is not None:
                 break
         pool.shutdown(cancel_futures=True)  # what lies behind the list was read in vain
-    if end is None:
-        return None
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if corners:
-        columns["points"] = corners.close()
-    return columns, faults, end
+    columns = _joined(pieces, points) if end is not None else None
+    return None if columns is None else (columns, faults, end)
+
+
+def _joined(pieces: list[Piece], points: Path | None) -> dict[str, np.ndarray] | None:
+    """The columns of all pieces; None unless their corners fill the file."""
+    stored = sorted(range(len(pieces)), key=lambda number: pieces[number].corners)
+    if points:
+        bounds = [_HEADER, *(end for number in stored for end in pieces[number].corners), points.stat().st_size]
+        if bounds[::2] != bounds[1::2]:  # those of another list are there, too, or the disk is full
+            return None
+        with open(points, "r+b") as file:
+            header = {"descr": "<f8", "fortran_order": False, "shape": ((bounds[-1] - _HEADER) // 8,)}
+            np.lib.format.write_array_header_1_0(file, header)
+    counts = [len(piece.columns["ids"]) for piece in pieces]
+    begins = np.zeros(len(pieces), np.int64)
+    begins[stored] = np.cumsum([0, *(counts[number] for number in stored[:-1])])
+    columns = {"rows": np.concatenate([begin + np.arange(count) for begin, count in zip(begins, counts, strict=True)])}
+    for name in pieces[0].columns:
+        order = stored if name in _OUTLINES else range(len(pieces))
+        columns[name] = np.concatenate([pieces[number].columns[name] for number in order])
+    if points:
+        columns["points"] = np.load(points, mmap_mode="r" if bounds[-1] > _HEADER else None)
+    return columns
+
+
+def _piece(path: Path, points: Path | None, begin: int, end: int) -> Piece | None:
+    """As `read_piece`, with the corners in a file if there is one."""
+    piece = read_piece(path, begin, end)
+    if piece is None or points is None:
+        return piece
+    numbers = piece.columns.pop("points")
+    with open(points, "ab", buffering=0) as file:  # appended in one go, whoever else does so at the same time
+        file.write(numbers)
+        return piece._replace(corners=(file.tell() - numbers.nbytes, file.tell()))
 
 
 def read_piece(path: Path, begin: int, end: int) -> Piece | None:
@@ -142,24 +176,3 @@ def read_piece(path: Path, begin: int, end: int) -> Piece | None:
     except (UnicodeDecodeError, json.JSONDecodeError):
         return None
     return Piece(annotations.columns(), number, unusable, None)
-
-
-class _Growing:
-    """A .npy file of float64 whose length shows at the end."""
-
-    def __init__(self, path: Path):
-        self.path, self.length = path, 0
-        self.file = open(path, "wb")  # noqa: SIM115
-        self.file.seek(_HEADER)
-
-    def write(self, numbers: np.ndarray) -> None:
-        self.length += len(numbers)
-        self.file.write(numbers)
-
-    def close(self) -> np.ndarray:
-        """The array, mapped."""
-        self.file.seek(0)
-        header = {"descr": "<f8", "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        self.file.close()
-        return np.load(self.path, mmap_mode="r" if self.length else None)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from seglight.data.cocojson.lists import Unusable, rle_of
+from seglight.data.cocojson.lists import ID, SIDE, Unusable, rle_of
 
 _FLOAT = 8  # bytes
 _PARSER = simdjson.Parser()  # kept: memory for a new one would cost as much time as the parsing
@@ -78,7 +78,7 @@ def columns(text: bytes) -> dict[str, np.ndarray] | None:
 
 
 def entries(text: bytes, lists: Collection[str]) -> Iterator[tuple[str, int | None, Any]]:
-    """As `seglight.data.cocojson.stream.entries`.
+    """As `seglight.data.cocojson.stream.entries`, but ordinary images come at once, with the name of their list.
 
     Raises:
         ValueError: no json object for simdjson, before the first entry.
@@ -92,9 +92,29 @@ def entries(text: bytes, lists: Collection[str]) -> Iterator[tuple[str, int | No
     for name in document:
         value = document[name]
         if name in lists and isinstance(value, simdjson.Array):
-            yield name, None, None
-            for number, one in enumerate(value):
+            together = _images(value) if name == "images" else None
+            yield name, None, together
+            for number, one in enumerate(value) if together is None else ():
                 yield name, number, _plain(one)
+
+
+def _images(listed: simdjson.Array) -> tuple[list[int], list[str], list[int], list[int]] | None:
+    """What `Images.extend` takes."""
+    ids, names, sides = [], [], []
+    try:
+        for one in listed:
+            ids.append(one["id"])
+            names.append(one["file_name"])
+            sides += one["height"], one["width"]
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError):
+        return None
+    if not {*map(type, ids), *map(type, sides)} <= {int} or not {*map(type, names)} <= {str}:
+        return None
+    if len({*ids}) < len(ids) or len({*names}) < len(names) or max(ids, default=0) > ID:
+        return None
+    if min(sides, default=1) < 1 or max(sides, default=1) > SIDE:
+        return None
+    return ids, names, sides[::2], sides[1::2]
 
 
 def _plain(value: Any) -> Any:
