@@ -71,8 +71,8 @@ class FileDataset(SemanticDataset):
         Raises:
             DataError: a file that `seglight.data.decode` refuses, different sizes, a colour that is not in the map.
         """
-        image = read_image(self.image_paths[index])
-        if self.mask_paths[index] is None:
+        image = read_image(Paths.to_open(self.image_paths, index))
+        if Paths.to_open(self.mask_paths, index) is None:
             return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
         mask = self.values(index)
         if image.shape[:2] != mask.shape:
@@ -85,9 +85,9 @@ class FileDataset(SemanticDataset):
 
     def values(self, index: int) -> np.ndarray:
         """What the mask file holds, uint8 (H, W): the labels before `lut`; 255 where there is no file."""
-        path = self.mask_paths[index]
+        path = Paths.to_open(self.mask_paths, index)
         if path is None:
-            header = probe(self.image_paths[index])
+            header = probe(Paths.to_open(self.image_paths, index))
             return np.full((header.height, header.width), IGNORE_INDEX, np.uint8)
         return read_mask(path) if self.colours is None else _labels_of_colours(path, self.colours)
 

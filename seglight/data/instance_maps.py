@@ -14,6 +14,7 @@ from seglight.data.decode import read_image
 from seglight.data.files import FileDataset
 from seglight.data.findings import DataError
 from seglight.data.objects import Bitmap, Objects
+from seglight.data.packed import Paths
 
 
 class MapDataset(InstanceDataset):
@@ -28,7 +29,7 @@ class MapDataset(InstanceDataset):
 
     def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
-        return read_image(self.parts[0].image_paths[index])
+        return read_image(Paths.to_open(self.parts[0].image_paths, index))
 
     def look(self, index: int) -> None:
         """Raise DataError if a sample's masks do not make sense together."""

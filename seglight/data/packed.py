@@ -107,14 +107,23 @@ class Paths(Sequence):
         """Packed, unless some of them are something else, such as files in an archive."""
         return Paths(paths) if all(path is None or isinstance(path, Path) for path in paths) else list(paths)
 
+    @staticmethod
+    def to_open(paths: Sequence[Any], index: int) -> Any:
+        """What to open for one of the `paths`: text if they are packed, since every part of the name of a
+        `pathlib.Path` enters a table of the interpreter's, which a worker would have to copy."""
+        if not isinstance(paths, Paths):
+            return paths[index]
+        name = paths.names.raw(index)
+        return os.fsdecode(name) if name else None
+
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        name = self.names.raw(index)
-        return Path(os.fsdecode(name)) if name else None
+        name = self.to_open(self, index)
+        return Path(name) if name else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
