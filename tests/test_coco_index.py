@@ -55,6 +55,7 @@ def write(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGLIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(coco_pieces, "SMALLEST", 0)
     monkeypatch.setattr(coco_pieces, "PIECE", 700)
+    monkeypatch.setattr(coco_pieces, "_ENTRY", 16)
     monkeypatch.setattr(coco_index, "SMALLEST", 0)
     monkeypatch.setattr(coco_index, "_SETTLED", -1.0)
     folder = tmp_path / "data"
@@ -351,8 +352,8 @@ def test_files_without_annotations(write):
 
 def builds(monkeypatch):
     """Times of reading a json, counted."""
-    seen, read = [], coco_json.read
-    monkeypatch.setattr(coco_json, "read", lambda *args, **options: seen.append(args) or read(*args, **options))
+    seen, gather = [], coco_json.gather
+    monkeypatch.setattr(coco_json, "gather", lambda *args: seen.append(args) or gather(*args))
     return seen
 
 
@@ -421,6 +422,35 @@ def test_a_file_that_was_just_written_is_not_trusted_by_its_time(write, monkeypa
     assert len(list((coco_index.home() / "coco").glob("*.json"))) == 1
 
 
+def test_a_file_that_changes_while_it_is_read_gets_no_index(write, monkeypatch, caplog):
+    path, other = write(content()), write(content(50), "other.json")
+    gather = coco_json.gather
+
+    def late(*args):
+        found = gather(*args)
+        if other.exists():
+            other.replace(path)
+        return found
+
+    monkeypatch.setattr(coco_json, "gather", late)
+    with caplog.at_level(logging.WARNING):
+        found = coco_index.document(path)
+    assert "changed while it was read" in caplog.text and found.index is None
+    assert not [one for one in (coco_index.home() / "coco").iterdir() if one.is_dir()]
+    assert same(found, alone(path, monkeypatch)) and same(coco_index.document(path), found)
+    assert len(found.packed.ids) == 48, "those of the new file"
+
+
+def test_a_copy_is_known_by_its_content(write, monkeypatch):
+    path = write(content())
+    coco_index.document(path)
+    seen = builds(monkeypatch)
+    assert coco_index.document(write(path.read_text(), "copy.json")).index and not seen
+    other = write(path.read_text().replace('"area": 81.0', '"area": 18.0'), "other.json")
+    assert other.stat().st_size == path.stat().st_size
+    assert 18.0 in coco_index.document(other).packed.area and len(seen) == 1
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "header", "empty"])
 def test_a_damaged_index_is_made_again(write, monkeypatch, caplog, damage):
     path = write(content())
@@ -475,15 +505,15 @@ def test_where_the_index_lies(monkeypatch, tmp_path):
 
 
 def _open(path, log, queue):
-    read = coco_json.read
+    gather = coco_json.gather
 
-    def slow(*args, **options):
+    def slow(*args):
         with open(log, "a") as file:
             file.write("read\n")
         time.sleep(0.5)
-        return read(*args, **options)
+        return gather(*args)
 
-    coco_json.read = slow
+    coco_json.gather = slow
     found = coco_index.document(path)
     queue.put((len(found.packed.ids), float(found.packed.points.sum()), found.index is not None))
 

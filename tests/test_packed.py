@@ -126,6 +126,24 @@ def _in_a_worker():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
+def test_forgotten_pages_are_read_again(tmp_path):
+    Packed(big=np.arange(4_000_000), small=np.arange(3)).save(tmp_path)
+    data = Packed.map(tmp_path, ["big", "small"])
+
+    def resident():
+        with open("/proc/self/status") as file:
+            return sum(1024 * int(line.split()[1]) for line in file if line.startswith("RssFile"))
+
+    before = resident()
+    total = data.big.sum()
+    assert resident() - before > 30e6
+    data.forget("big")
+    data.forget("small")
+    assert resident() - before < 5e6 and data.big.sum() == total and data.small.tolist() == [0, 1, 2]
+    Packed(array=np.arange(3)).forget("array")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
 def test_workers_share_the_lists():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # whose memory is not full of holes
         whole, grown = fresh.submit(_in_a_worker).result()

@@ -55,6 +55,8 @@ def coco_list(path: Path, images: int) -> Path:
         file.write(", ".join(entries))
         categories = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
         file.write(f'], "categories": {json.dumps(categories)}}}')
+        file.flush()
+        os.fsync(file.fileno())  # the disk is not to be busy with it during the first start
     return path
 
 

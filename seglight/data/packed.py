@@ -7,6 +7,7 @@ workers. Workers that are spawned get the data through pickle; there the arrays 
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tempfile
@@ -51,6 +52,14 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self._arrays.values())
+
+    def forget(self, name: str) -> None:
+        """Let go of the pages of a mapped array until somebody looks at them again; nothing where it is not mapped."""
+        base = self._arrays[name]
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
     def save(self, folder: Path) -> None:
         """Write the arrays as NAME.npy, but for files that are there."""

@@ -15,6 +15,7 @@ from seglight.data.packed import Strings
 
 _BEYOND = 1.0  # pixels that a box may leave the image by: annotation tools round
 _POLYGONS = 1 << 12  # that are looked at together: their numbers fit into a processor's cache
+_FORGOTTEN = 1 << 16  # after which their numbers need not be in memory
 
 
 def image_faults(document: Document, folder: Path, wanted: np.ndarray | None = None) -> tuple[np.ndarray, list[Fault]]:
@@ -126,6 +127,8 @@ def _covers(document: Document) -> np.ndarray:
             if ways.min() < 0:
                 inside &= np.minimum.reduceat(ways, first) >= 0
         sure[piece] = inside & (np.abs(twice) / 2 > 1.5 * length + 2)
+        if begin % _FORGOTTEN == 0:
+            data.forget("points")
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(look, range(0, len(size), _POLYGONS)))

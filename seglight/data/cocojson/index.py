@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,44 +83,66 @@ def image_faults(found: Document, folder: Path) -> tuple[np.ndarray, list[Fault]
 
 
 def _indexed(path: Path, labelled: bool) -> Document:
-    digest = _known_digest(path)
-    folder = home() / "coco" / f"{digest[:24]}-{_code()}"
-    found, damage = _load(folder, path, digest)
+    digest, found, _ = _look(path)
     if not found:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder.with_suffix(".lock")):
-            found, damage = _load(folder, path, digest)  # another process may have written it meanwhile
+        place = home() / "coco"
+        place.mkdir(parents=True, exist_ok=True)
+        with alone(place / f"{path.stat().st_size}.lock"):
+            digest, found, damage = _look(path)  # another process may have written it meanwhile
             if not found:
                 why = f"; the index is damaged: {damage}" if damage else ""
-                log.warning("Reading %s, once: it is kept in %s%s.", path, folder, why)
-                _build(folder, path)
-                found, damage = _load(folder, path, digest)
+                log.warning("Reading %s, once: it is kept in %s%s.", path, place, why)
+                folder = _build(path, digest)
+                found, damage = _load(folder, path)
     if not found:
         raise OSError(f"{folder} cannot be read back: {damage}")
     return found if found.labelled or not labelled else reader.read(path, labelled)  # which raises
 
 
-def _build(folder: Path, path: Path) -> None:
-    for old in folder.parent.glob(f"{folder.name[:24]}-*"):  # of other code, damaged, or left by a crash
-        with suppress(OSError):
-            if old.is_dir() and (not old.suffix or time.time() - old.stat().st_mtime > _LEFT):
-                shutil.rmtree(old)
-    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+def _look(path: Path) -> tuple[str | None, Document | None, str]:
+    """The digest of a file, its document and what is wrong with that; no digest where it would find nothing anyway."""
+    digest = _remembered_digest(path)
+    if digest is None and any((home() / "coco").glob(f"*-{path.stat().st_size}-{_code()}")):
+        digest = _known_digest(path)
+    return (digest, *_load(_folder(path, digest), path)) if digest else (None, None, "")
+
+
+def _folder(path: Path, digest: str) -> Path:
+    return home() / "coco" / f"{digest[:24]}-{path.stat().st_size}-{_code()}"
+
+
+def _build(path: Path, digest: str | None) -> Path:
+    """Write an index; the folder that it is in."""
+    place, before = home() / "coco", _state(path)
+    work = Path(tempfile.mkdtemp(prefix=f"{path.stat().st_size}.", suffix=".part", dir=place))
     try:
-        found = reader.read(path, labelled=False, points=work / "points.npy")
-        bad, faults = check.degenerate(found)
-        found.packed.replaced(degenerate=bad).save(work)
-        files = sorted(work.glob("*.npy"))
+        with ThreadPoolExecutor(1) as pool:
+            gathered = reader.gather(path, work / "points.npy")
+            hashed = pool.submit(lambda: digest or _known_digest(path))  # now that a processor core is idle
+            found = reader.assemble(path, gathered, labelled=False)
+            bad, faults = check.degenerate(found)
+            found.packed.replaced(degenerate=bad).save(work)
+            files = sorted(work.glob("*.npy"))
+            sums = {file.stem: _checksum(file) for file in files}
+            sha256 = hashed.result()
+        if _state(path) != before:
+            raise OSError(f"{path} changed while it was read")
         header = {
+            "sha256": sha256,
             "category_ids": found.category_ids,
             "categories": found.categories,
             "labelled": found.labelled,
             "faults": found.faults,
             "degenerate": faults,
-            "checksums": {file.stem: _checksum(file) for file in files},
+            "checksums": sums,
         }
         (work / "document.json").write_text(json.dumps(header))
         os.chmod(work, 0o755)  # others may read it
+        folder = _folder(path, sha256)
+        for old in (*place.glob(f"{folder.name[:24]}-*"), *place.glob("*.part")):  # of other code, or left by a crash
+            with suppress(OSError):
+                if old.is_dir() and (not old.suffix or time.time() - old.stat().st_mtime > _LEFT):
+                    shutil.rmtree(old)
         try:
             os.replace(work, folder)
         except OSError:
@@ -127,9 +150,10 @@ def _build(folder: Path, path: Path) -> None:
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    return folder
 
 
-def _load(folder: Path, path: Path, digest: str) -> tuple[Document | None, str]:
+def _load(folder: Path, path: Path) -> tuple[Document | None, str]:
     """The document in an index, or None and what is wrong, "" if there is none."""
     if not folder.is_dir():
         return None, ""
@@ -148,7 +172,7 @@ def _load(folder: Path, path: Path, digest: str) -> tuple[Document | None, str]:
             faults=faults,
             labelled=header["labelled"],
             index=folder,
-            sha256=digest,
+            sha256=header["sha256"],
             degenerate=(np.load(folder / "degenerate.npy"), degenerate),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -180,21 +204,32 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _known_digest(path: Path) -> str:
-    """The same, remembered while the file's size, times and place on the disk stay the same."""
-    state = path.stat()
-    known = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
-    memo = home() / "coco" / f"{_short(str(path.resolve()))}.json"
+def _remembered_digest(path: Path) -> str | None:
+    """The same, known as long as the file's size, times and place on the disk stay the same."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(memo.read_text())
-        if found["state"] == known:
+        found = json.loads(_memo(path).read_text())
+        if found["state"] == _state(path):
             return str(found["sha256"])
+    return None
+
+
+def _known_digest(path: Path) -> str:
+    """The same, remembered from now on."""
+    state = _state(path)
     digest = file_digest(path)
-    if time.time() - max(state.st_mtime, state.st_ctime) > _SETTLED:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with whole(memo) as file:
-            file.write(json.dumps({"path": str(path.resolve()), "state": known, "sha256": digest}).encode())
+    if time.time() - max(state[1], state[2]) / 1e9 > _SETTLED:
+        with whole(_memo(path)) as file:
+            file.write(json.dumps({"path": str(path.resolve()), "state": state, "sha256": digest}).encode())
     return digest
+
+
+def _memo(path: Path) -> Path:
+    return home() / "coco" / f"{_short(str(path.resolve()))}.json"
+
+
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
 
 
 def _short(text: str) -> str:

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,7 @@ PIECE = 1 << 20
 _BEGIN = re.compile(rb'"annotations"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*(?=\{)')
 _BETWEEN = re.compile(rb"\}[ \t\n\r]*,[ \t\n\r]*\{")
 _BLANK = re.compile(r"[ \t\n\r]*")
+_ENTRY = 1 << 13  # bytes that most annotations are shorter than
 _HEADER = 128  # bytes before the numbers in a .npy of one dimension
 _OUTLINES = "parts", "part_lengths", "rle_lengths", "rle_sizes", "rle"
 
@@ -71,7 +72,7 @@ def read_pieces(path: Path, points: Path | None) -> tuple[bytes, dict[str, np.nd
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if not (found := _BEGIN.search(data)):
             return None
-        bounds = _bounds(data, found.end())
+        bounds = _bounds(file, found.end(), len(data))
         try:
             read = _read_all(path, bounds, min(workers, 16), points)
         except BrokenProcessPool:  # killed for want of memory, most likely
@@ -85,12 +86,25 @@ def read_pieces(path: Path, points: Path | None) -> tuple[bytes, dict[str, np.nd
     return rest, columns, faults
 
 
-def _bounds(data: mmap.mmap, begin: int) -> list[int]:
-    """Where pieces begin, and the end of the file."""
+def _bounds(file: BinaryIO, begin: int, end: int) -> list[int]:
+    """Where pieces begin, and the end of the file. Pages of a mapped file would count as memory of this process."""
     bounds = [begin]
-    while bounds[-1] + PIECE < len(data) and (found := _BETWEEN.search(data, bounds[-1] + PIECE)):
-        bounds.append(found.end() - 1)
-    return [*bounds, len(data)]
+    while bounds[-1] + PIECE < end and (found := _between(file, bounds[-1] + PIECE)):
+        bounds.append(found)
+    return [*bounds, end]
+
+
+def _between(file: BinaryIO, start: int) -> int | None:
+    """Where the first entry behind a byte seems to begin."""
+    length = _ENTRY
+    while True:
+        file.seek(start)
+        text = file.read(length)
+        if found := _BETWEEN.search(text):
+            return start + found.end() - 1
+        if len(text) < length:
+            return None
+        length *= 4
 
 
 def _read_all(

@@ -34,8 +34,16 @@ def read(path: str | Path, labelled: bool = True, points: Path | None = None) ->
         DataError: no json, or no list of images, annotations or categories in it.
         FileNotFoundError: no such file.
     """
-    path = Path(path)
-    found = _in_pieces(path, points) or _collect(entries(path, text_of(path), LISTS))
+    return assemble(Path(path), gather(Path(path), points), labelled)
+
+
+def gather(path: Path, points: Path | None = None) -> Found:
+    """The first half of `read`, which takes all processor cores."""
+    return _in_pieces(path, points) or _collect(entries(path, text_of(path), LISTS))
+
+
+def assemble(path: Path, found: Found, labelled: bool) -> Document:
+    """The second half of `read`, which takes one."""
     if missing := [name for name in LISTS if name not in found.seen and (labelled or name != "annotations")]:
         raise DataError(f"{path} has no {' and no '.join(missing)}, so it is no COCO instance file. {FORMAT}")
     categories, faults = _categories(path, found.categories), found.faults
@@ -49,7 +57,7 @@ def read(path: str | Path, labelled: bool = True, points: Path | None = None) ->
     return document
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """The entries of a file."""
 
     images: Images
@@ -63,7 +71,7 @@ class _Found(NamedTuple):
     """How many faults come before the list of annotations, if it is the mark of one that was cut out."""
 
 
-def _in_pieces(path: Path, points: Path | None) -> _Found | None:
+def _in_pieces(path: Path, points: Path | None) -> Found | None:
     """With the annotations read by several processes; None if the file is small, unusual or broken."""
     if (pieces := read_pieces(path, points)) is None:
         return None
@@ -77,7 +85,7 @@ def _in_pieces(path: Path, points: Path | None) -> _Found | None:
     return found._replace(columns=columns, faults=found.faults[: found.cut] + faults + found.faults[found.cut :])
 
 
-def _collect(listed: Iterable[tuple[str, int | None, Any]], mark: str | None = None) -> _Found:
+def _collect(listed: Iterable[tuple[str, int | None, Any]], mark: str | None = None) -> Found:
     images, annotations, categories = Images(), Annotations(), []
     faults, seen, cut = [], set(), None
     for name, number, one in listed:
@@ -100,7 +108,7 @@ def _collect(listed: Iterable[tuple[str, int | None, Any]], mark: str | None = N
             faults.append(error.fault(name, one, number))
             if name == "images" and type(one) is dict and type(one.get("id")) is int:
                 images.bad.add(one["id"])
-    return _Found(images, annotations.columns(), categories, faults, seen, cut)
+    return Found(images, annotations.columns(), categories, faults, seen, cut)
 
 
 def _categories(path: Path, found: list[tuple[int, str]]) -> list[tuple[int, str]]:
