@@ -1,7 +1,7 @@
 """Start of a COCO-format list of full size: 118,287 images, 7.3 objects each, polygons of 27 corners.
 
 Every start is a process of its own; time and memory are those of the list, without the import of torch. Marks: under
-5 s and 500 MB, also for the first on a machine.
+5 s and 500 MB, also for the first on a machine, which is measured five times.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,16 +21,28 @@ PER_IMAGE = 7.27
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print time and memory of three starts."""
+    """Print time and memory of first and later starts."""
     with tempfile.TemporaryDirectory() as folder:
         path = coco_list(Path(folder) / "objects.json", options.list)
         print(f"startup: {options.list:,} images, {path.stat().st_size / 1e6:.0f} MB of json")
-        environment = {**os.environ, "SEGLIGHT_CACHE": str(Path(folder) / "cache")}
-        for name in ("first start", "second start", "third start"):
-            command = [sys.executable, "-m", "seglight.benchmarks.data_startup", str(path)]
-            found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-            seconds, private, peak = json.loads(found.stdout.splitlines()[-1])
-            print(f"  {name:13}{seconds:7.2f} s {private:7.0f} MB of its own, {peak:7.0f} MB at most with shared pages")
+        first = []
+        for number in range(5):
+            os.sync()  # the disk is not to be busy with what was written before
+            first.append(_measured(path, Path(folder) / f"cache{number}"))
+        found = [("first start, fastest of 5", min(first)), ("first start, median", statistics.median_low(first))]
+        found += [(name, _measured(path, Path(folder) / "cache0")) for name in ("second start", "third start")]
+        for name, (seconds, private, peak) in found:
+            met = "met" if seconds < 5 and peak < 500 else "MISSED"
+            memory = f"{private:4.0f} MB of its own, {peak:4.0f} MB at most with shared pages"
+            print(f"  {name:26}{seconds:6.2f} s, {memory}; marks {met}")
+
+
+def _measured(path: Path, cache: Path) -> list[float]:
+    """Seconds, megabytes that are its own, and the most with shared pages, of a process that opens the list."""
+    command = [sys.executable, "-m", "seglight.benchmarks.data_startup", str(path)]
+    environment = {**os.environ, "SEGLIGHT_CACHE": str(cache)}
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 def coco_list(path: Path, images: int) -> Path:
@@ -55,8 +68,6 @@ def coco_list(path: Path, images: int) -> Path:
         file.write(", ".join(entries))
         categories = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
         file.write(f'], "categories": {json.dumps(categories)}}}')
-        file.flush()
-        os.fsync(file.fileno())  # the disk is not to be busy with it during the first start
     return path
 
 
