@@ -174,6 +174,24 @@ def test_voc_objects_are_those_of_the_scenes(roots):
         assert objects.labels.tolist() == labels[: len(inside)] and not objects.iscrowd.any()
 
 
+def test_upright_images_share_no_training_batch_with_others(tmp_path):
+    scenes = split_scenes("train", 10, 0, SIZE), split_scenes("train", 8, 1, SIZE[::-1])
+    mixed = [one for pair in zip(scenes[0], [*scenes[1], None, None], strict=True) for one in pair if one]
+    root = write_voc(tmp_path / "voc", {"train": mixed, "val": split_scenes("val", 2, 0, SIZE)})
+    options = {"batch_size": 2, "workers": 0, "short_side": 48, "long_side": 90, "flip": 0}
+    module = VOCInstances(str(root), **options)
+    data = module.split("train")
+    sizes = [data.image(index).shape[:2] for index in range(len(data))]
+    assert [data.size(index) for index in range(len(data))] == sizes and set(sizes) == {SIZE, SIZE[::-1]}
+    assert data.upright().tolist() == [height > width for height, width in sizes]
+
+    def kinds(module):
+        return [{image.shape[1] > image.shape[2] for image in batch["image"]} for batch in module.train_batches(9)]
+
+    assert all(len(one) == 1 for one in kinds(module))
+    assert any(len(one) == 2 for one in kinds(VOCInstances(str(root), **options, group_aspect=False)))
+
+
 def test_voc_masks_that_do_not_fit(roots, tmp_path):
     root = write_voc(tmp_path / "voc", {part: split_scenes(part, 2, 0, SIZE) for part in ("train", "val")})
     data = VOCInstances(str(root)).dataset("val")

@@ -79,7 +79,7 @@ class InstanceDataset(Dataset):
         return np.ones(len(self), bool)
 
     def upright(self) -> np.ndarray:
-        """bool (samples,): whether the image is higher than wide. All False where only opening the files would tell."""
+        """bool (samples,): whether the image is higher than wide. All False where all have one size."""
         return np.zeros(len(self), bool)
 
     def check(self, num_classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from seglight.data.dataset import InstanceDataset
-from seglight.data.decode import read_image
+from seglight.data.decode import probe, read_image
 from seglight.data.files import FileDataset
 from seglight.data.findings import DataError
 from seglight.data.objects import Bitmap, Objects
@@ -30,6 +31,16 @@ class MapDataset(InstanceDataset):
     def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
         return read_image(Paths.to_open(self.parts[0].image_paths, index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, as the header of the image says."""
+        header = probe(Paths.to_open(self.parts[0].image_paths, index))
+        return header.height, header.width
+
+    def upright(self) -> np.ndarray:
+        """bool (samples,): whether the image is higher than wide."""
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return np.array([height > width for height, width in pool.map(self.size, range(len(self)))], bool)
 
     def look(self, index: int) -> None:
         """Raise DataError if a sample's masks do not make sense together."""

@@ -63,8 +63,7 @@ class InstanceDataModule(DataModule):
         skip_empty: leave images without an object to learn from (none at all, or crowds only) out of training, as the
             code of the papers does. Their number is logged and in the run folder. They always count in evaluation.
         group_aspect: training batches hold either upright images or others, as in the code of the papers, since images
-            of a batch are padded to a common size. Where the sizes are known without opening the files (COCO's format)
-            and the images of a batch have not one size anyway (`scale`).
+            of a batch are padded to a common size, unless they have one size anyway (`scale`).
     """
 
     task = "instance"
