@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from seglight.data.dataset import SemanticDataset
 from seglight.data.faults import FaultySample, Ledger, Loader, Stop
 from seglight.data.findings import DataError, choice
 from seglight.data.samplers import EvalSampler, TrainSampler
+from seglight.data.shared import ship
 from seglight.data.transforms import TrainTransform, eval_batch, train_batch
 
 if TYPE_CHECKING:
@@ -45,11 +47,6 @@ class _View(Dataset):
             return Stop(f"Sample {fault.name} cannot be read. {fault}")
         except DataError as error:
             return Stop(str(error))
-
-
-def _whole(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch is already collated."""
-    return batch
 
 
 def _single_thread(worker: int) -> None:
@@ -186,6 +183,10 @@ class DataModule(LightningDataModule):
         """Training samples that share no batch with the others, see `TrainSampler`."""
         return None
 
+    def batch_bytes(self) -> int:
+        """What the images and masks of a training batch take; 0 where that differs from batch to batch."""
+        return 0
+
     def _train_loader(self, sampler: TrainSampler) -> DataLoader:
         view = _View(len(self.split("train")), self.train_builder())
         advice = "To leave such samples out of training, say data.faulty_samples: skip."
@@ -194,6 +195,7 @@ class DataModule(LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             ledger=self.ledger,
+            block=self.batch_bytes(),
             advice="" if self.faulty_samples == "skip" else advice,
             **self._loader_options(),
         )
@@ -242,7 +244,7 @@ class DataModule(LightningDataModule):
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "num_workers": self.workers,
-            "collate_fn": _whole,
+            "collate_fn": ship,  # it is already a batch
             "pin_memory": on_gpu,
             "persistent_workers": self.workers > 0,
             "worker_init_fn": _single_thread,
@@ -304,6 +306,10 @@ class SemanticDataModule(DataModule):
         if self.cache and not isinstance(data, Cached):
             data = self._datasets[split] = Cached(data, self.cache, self.classes)
         return data
+
+    def batch_bytes(self) -> int:
+        """See `DataModule.batch_bytes`."""
+        return 4 * self.batch_size * math.prod(self.transform.crop or (0,))
 
     def train_builder(self) -> Callable[[list[tuple[int, int]]], dict[str, Any]]:
         """Makes a `seglight.types.SemanticBatch`."""

@@ -10,16 +10,20 @@ import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from seglight.data import shared
 from seglight.data.findings import DataError, listing
+from seglight.data.shared import Arena
 
 log = logging.getLogger(__name__)
 
 KEY = "faulty"
 """Where a batch on its way from a loader process says what it is without: pairs of id and reason."""
+_BLOCKS = 5  # for each process: two batches on their way, one in use, one that Lightning fetches ahead, and a spare
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of the machine, whatever the file
 
 
@@ -107,10 +111,15 @@ class Loader(DataLoader):
         args: of DataLoader.
         ledger: where to note them.
         advice: what to say after the reason why the run stops.
+        block: bytes of a batch, for `seglight.data.shared`; 0 to let batches travel as torch's do.
         kwargs: of DataLoader.
     """
 
-    def __init__(self, *args: Any, ledger: Ledger | None = None, advice: str = "", **kwargs: Any):
+    def __init__(self, *args: Any, ledger: Ledger | None = None, advice: str = "", block: int = 0, **kwargs: Any):
+        workers, begin = kwargs.get("num_workers", 0), kwargs.get("worker_init_fn")
+        if block and workers and Arena.possible():
+            self.arena = Arena(workers, _BLOCKS, block)
+            kwargs["worker_init_fn"] = partial(shared.begin, self.arena, begin)
         super().__init__(*args, **kwargs)
         self.ledger, self.advice = ledger, advice
 

@@ -9,21 +9,17 @@ Coordinates are continuous: pixel i covers [i, i + 1) and has its centre at i + 
 
 from __future__ import annotations
 
-import ctypes
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import get_worker_info
 
+from seglight.data import shared
 from seglight.data.faults import FaultySample, reading, without
 from seglight.types import IGNORE_INDEX
 
@@ -33,7 +29,6 @@ if TYPE_CHECKING:
 PAD_COLOUR = (124, 116, 104)
 """RGB of pixels outside the image: the ImageNet mean, which the usual normalisations turn into about 0."""
 
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14
 _STREAM = 0x5E91  # second word of the generator's key, so that other users of the seed draw other numbers
 
 
@@ -298,7 +293,7 @@ def train_batch(
     if transform.crop is None and len(keys) != 1:
         raise ValueError(f"{len(keys)} whole images cannot be stacked, sizes differ; set a crop or a batch size of 1.")
     shape = (len(keys), *(transform.crop or (0, 0)))
-    images, masks = _empty(*shape, 3), _empty(*shape)
+    images, masks = shared.empty((*shape, 3), shape)
     pixels, labels = images.numpy(), masks.numpy()
     names, faults = [], []
     for epoch, index in keys:
@@ -321,28 +316,6 @@ def train_batch(
         "image_id": names,
     }
     return without(batch, faults)
-
-
-def _empty(*shape: int) -> Tensor:
-    """uint8; in a loader process, memory that the main process sees, so that the batch is not copied on its way out."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    size = math.prod(shape)
-    storage = torch.UntypedStorage._new_shared(size)  # as torch's own collate does
-    found = torch.empty(0, dtype=torch.uint8).set_(storage)
-    if madvise := _madvise():  # all pages at once, or writing would stop at each; an older kernel just declines
-        madvise(found.data_ptr(), size, _POPULATE_WRITE)
-    return found.view(shape)
-
-
-@cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    """The system's call, where there is one."""
-    if sys.platform != "linux":
-        return None
-    call = ctypes.CDLL(None).madvise
-    call.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    return call
 
 
 def eval_batch(dataset: SemanticDataset, indices: Sequence[int]) -> dict[str, Any]:
