@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from pytorch_lightning.utilities.data import _update_dataloader
 from torch.utils.data import DataLoader, get_worker_info
 
 from seglight.data import VOC, shared
@@ -132,6 +133,17 @@ def test_outside_of_a_loader_process_batches_are_what_they_are():
     batch = {"image": images, "mask": masks}
     assert shared.ship(batch) is batch and not images.is_shared() and images.shape == SHAPES[0]
     assert pickle.loads(pickle.dumps(shared._Part((1,), (1,), 0))) == ((1,), (1,), 0)
+
+
+def test_a_loader_that_lightning_makes_anew_has_blocks_of_its_own(tmp_path):
+    root = write_voc(tmp_path / "voc", {part: split_scenes(part, 6, 0, (64, 72)) for part in ("train", "val")})
+    old = VOC(str(root), batch_size=3, crop=48, workers=1, seed=1).train_batches(4)
+    new = _update_dataloader(old, old.sampler)
+    assert isinstance(new, Loader) and new.arena is not old.arena and new.block == old.block
+    blocks = new.arena.blocks
+    for batch in new:
+        assert 0 <= batch["image"].data_ptr() - blocks.ctypes.data < blocks.nbytes
+    assert not old.arena.states.any()
 
 
 def test_training_batches_come_in_blocks(tmp_path):

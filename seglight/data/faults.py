@@ -121,7 +121,7 @@ class Loader(DataLoader):
             self.arena = Arena(workers, _BLOCKS, block)
             kwargs["worker_init_fn"] = partial(shared.begin, self.arena, begin)
         super().__init__(*args, **kwargs)
-        self.ledger, self.advice = ledger, advice
+        self.ledger, self.advice, self.block = ledger, advice, block
 
     def __iter__(self) -> Iterator[Any]:
         batches = super().__iter__()  # starts the processes now, not at the first batch

@@ -109,9 +109,9 @@ def _unpacked(number: int, place: int, batch: dict[str, Any]) -> dict[str, Any]:
 def begin(arena: Arena, then: Callable[[int], None] | None, number: int) -> None:
     """Run in a loader process that has just started, as its `worker_init_fn`."""
     global _here
-    _here = _Worker(arena, number)
-    if then:
+    if then:  # maybe a `begin`, where Lightning made a loader anew
         then(number)
+    _here = _Worker(arena, number)
 
 
 def empty(*shapes: Sequence[int]) -> list[Tensor]:
