@@ -489,6 +489,19 @@ def test_without_a_place_to_write_the_file_is_read_every_time(write, monkeypatch
         coco_index.document(path.with_name("none.json"))
 
 
+def test_an_index_that_one_may_only_read_is_read(write, monkeypatch):
+    path = write(content())
+    folder = coco_index.document(path).index
+    seen = builds(monkeypatch)
+    copy = write(path.read_text(), "copy.json")
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(coco_index, "whole", refused)
+    assert coco_index.document(copy).index == folder and not seen
+
+
 def test_small_files_have_no_index(write, monkeypatch):
     path = write(content())
     monkeypatch.setattr(coco_index, "SMALLEST", 1 << 20)

@@ -218,7 +218,7 @@ def _known_digest(path: Path) -> str:
     state = _state(path)
     digest = file_digest(path)
     if time.time() - max(state[1], state[2]) / 1e9 > _SETTLED:
-        with whole(_memo(path)) as file:
+        with suppress(OSError), whole(_memo(path)) as file:  # an index that one may only read will do
             file.write(json.dumps({"path": str(path.resolve()), "state": state, "sha256": digest}).encode())
     return digest
 
