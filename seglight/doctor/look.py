@@ -131,7 +131,7 @@ def _intact(data: bytes) -> bool:
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         if zlib.crc32(memoryview(data)[at + 4 : at + 8 + length]) != int.from_bytes(
-            data[at + 8 + length : at + 12 + length]
+            data[at + 8 + length : at + 12 + length], "big"
         ):
             return False
         if kind == b"IEND":
@@ -148,7 +148,7 @@ def _hides(path: AnyPath) -> bool:
 
 def _palette(data: bytes, values: np.ndarray) -> dict[int, tuple[int, int, int]]:
     at = data.find(b"PLTE")
-    length = int.from_bytes(data[at - 4 : at])
+    length = int.from_bytes(data[at - 4 : at], "big")
     table = data[at + 4 : at + 4 + length]
     return {int(v): tuple(table[3 * v : 3 * v + 3]) for v in values if 3 * v + 3 <= length}
 
