@@ -141,6 +141,10 @@ def test_forgotten_pages_are_read_again(tmp_path):
     data.forget("small")
     assert resident() - before < 5e6 and data.big.sum() == total and data.small.tolist() == [0, 1, 2]
     Packed(array=np.arange(3)).forget("array")
+    written = np.load(tmp_path / "big.npy", mmap_mode="c")
+    written[5] = -1
+    Packed(array=written).forget("array")
+    assert written[5] == -1
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")

@@ -54,11 +54,12 @@ class Packed:
         return sum(array.nbytes for array in self._arrays.values())
 
     def forget(self, name: str) -> None:
-        """Let go of the pages of a mapped array until somebody looks at them again; nothing where it is not mapped."""
-        base = self._arrays[name]
+        """Let go of the pages of a mapped array until somebody looks at them again; nothing where it is not mapped, or
+        where somebody may have written to it."""
+        base = array = self._arrays[name]
         while isinstance(base, np.ndarray):
             base = base.base
-        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        if isinstance(base, mmap.mmap) and not array.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
             base.madvise(mmap.MADV_DONTNEED)
 
     def save(self, folder: Path) -> None:
