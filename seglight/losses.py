@@ -52,7 +52,8 @@ def cross_entropy(
             f"pixel_weight has the shape {tuple(pixel_weight.shape)} and the mask {tuple(mask.shape)}; "
             "they must be equal."
         )
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # The softmax wants its channels apart: where they are last, they are moved here, while the map is small.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32), memory_format=torch.contiguous_format)
     if weight is not None:
         weight = torch.as_tensor(weight, dtype=logits.dtype, device=logits.device)
         if weight.shape != (classes,):

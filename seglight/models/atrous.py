@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seglight.models.backbones import Backbone
+from seglight.models.blocks import global_mean
 from seglight.models.semantic import SemanticModel
 
 OutputStride = Literal[8, 16, 32]
@@ -95,7 +96,7 @@ class ASPP(nn.Module):
                     "and image, which batch norm cannot normalise. Set data.batch_size to 2 or more, or "
                     "model.batch_norm to eval, or model.image_pooling to false."
                 )
-            pooled = self.pool(x.mean((2, 3), keepdim=True))
+            pooled = self.pool(global_mean(x))
             # As `expand`, but in the memory format of the others: concatenating mixed formats would copy them all.
             branches.append(torch.empty_like(branches[0]).copy_(pooled))
         return self.dropout(self.project(torch.cat(branches, 1)))

@@ -57,6 +57,17 @@ class BilinearDeconv(nn.ConvTranspose2d):
         self.weight[channels, channels] = bilinear_kernel(self.kernel_size[0]).to(self.weight)
 
 
+def global_mean(x: Tensor) -> Tensor:
+    """Mean over rows and columns, (B, C, H, W) -> (B, C, 1, 1); its gradient has the memory format of `x`.
+
+    That of `x.mean((2, 3))` is contiguous, whatever `x` is: on a channels_last map, each sum with it would then walk
+    through memory in two orders, and so would everything before it.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
+    return x.mean((2, 3), keepdim=True)
+
+
 class CoordinateMap(NamedTuple):
     """Where a pixel of a feature map lies in the map it was computed from: ``position = scale * index + shift``.
 

@@ -82,7 +82,7 @@ class DeconvNetNetwork(nn.Module):
         add("fc7", HeConv2d(64 * width, 64 * width, 1), "bnfc7")
         add("fc6-deconv", _Deconv(64 * width, channels, 7), "fc6-deconv-bn")
         for stage, (factor, convs) in reversed(list(enumerate(VGG16, start=1))):
-            add(f"unpool{stage}", nn.MaxUnpool2d(2, 2))
+            add(f"unpool{stage}", Unpool())
             for i in range(1, convs + 1):
                 shallower = VGG16[max(stage - 2, 0)][0]  # the last layer of a stage has the channels of the next unpool
                 out = width * (factor if i < convs else shallower)
@@ -104,7 +104,7 @@ class DeconvNetNetwork(nn.Module):
                 switches.append((indices, size))
             elif name.startswith("unpool"):
                 indices, size = switches.pop()
-                x = layer(x, indices, output_size=size)
+                x = layer(x, indices, size)
             else:
                 x = nn.functional.relu(getattr(self, norm_name(name))(layer(x)), inplace=True)
         return {"out": getattr(self, "seg-score-voc")(x)}
@@ -121,6 +121,36 @@ class DeconvNetNetwork(nn.Module):
                 "One image has one value per channel after fc6, of which batch normalisation can take no statistics; "
                 'set data.batch_size to 2 or more, or model.batch_norm to "eval".'
             )
+
+
+class Unpool(nn.Module):
+    """Put each value where its 2x2 pool found it, and 0 elsewhere.
+
+    Shapes: values (B, C, h, w), indices int64 (B, C, h, w) as of `nn.MaxPool2d`, size (H, W) -> (B, C, H, W).
+    """
+
+    def forward(self, x: Tensor, indices: Tensor, output_size: tuple[int, int]) -> Tensor:
+        """Unpool, in the memory format of `x`; see the class."""
+        if x.is_contiguous(memory_format=torch.channels_last):  # torch's own would copy values and switches, and back
+            return _UnpoolChannelsLast.apply(x, indices, output_size)
+        return nn.functional.max_unpool2d(x, indices, 2, 2, output_size=output_size)
+
+
+class _UnpoolChannelsLast(torch.autograd.Function):
+    """Unpooling of a channels_last map, to a channels_last map; so is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(indices)
+        values = x.new_zeros(len(x), size[0] * size[1], x.shape[1]).transpose(1, 2)
+        return values.scatter_(2, indices.flatten(2), x.flatten(2)).unflatten(2, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (indices,) = ctx.saved_tensors
+        values = torch.empty_like(indices, dtype=grad.dtype).flatten(2)
+        torch.gather(grad.flatten(2), 2, indices.flatten(2), out=values)
+        return values.view_as(indices), None, None
 
 
 class _Deconv(nn.ConvTranspose2d):

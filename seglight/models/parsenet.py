@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seglight.models.blocks import CoordinateMap
+from seglight.models.blocks import CoordinateMap, global_mean
 from seglight.models.semantic import SemanticModel
 from seglight.models.vgg import VGG16Trunk, check_start, start_trunk
 
@@ -119,7 +119,7 @@ class ParseNetNetwork(nn.Module):
         features = self.backbone(image, self.local)
         size = tuple(features[self.finest].shape[-2:])
         local = [norm(features[name]) for name, norm in self.local_norm.items()]
-        context = [norm(features[name].mean((2, 3), keepdim=True)) for name, norm in self.context_norm.items()]
+        context = [norm(global_mean(features[name])) for name, norm in self.context_norm.items()]
         if self.fusion == "late":
             parts = zip((*local, *context), self.score.weight.split(self.parts, 1), strict=True)
             scored = [nn.functional.conv2d(part, weight) for part, weight in parts]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from seglight import inference
 from seglight.models.backbones import Backbone, DilationRule
+from seglight.models.blocks import global_mean
 from seglight.models.semantic import SemanticModel, trained_outputs
 
 
@@ -55,7 +56,7 @@ class PyramidPooling(nn.Module):
         """Pool and concatenate; see the class."""
         maps = [x]
         for pool, conv, norm, relu in self.grids:
-            cells = conv(pool(x))
+            cells = conv(global_mean(x) if pool.output_size == 1 else pool(x))
             if norm.training and cells.shape.numel() == cells.shape[1] and isinstance(norm, nn.BatchNorm2d):
                 raise ValueError(
                     "The grid of one cell cannot be trained on one image: batch norm has no variance there. Set "

@@ -100,8 +100,11 @@ class UNetNetwork(nn.Module):
             skips.append(x)
         skips.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
-            x = up(x)
-            x = merge(torch.cat([centre_crop(skips.pop(), x.shape[-2:]), x], 1))
+            x, skip = up(x), skips.pop()
+            top, left = ((have - want) // 2 for have, want in zip(skip.shape[-2:], x.shape[-2:], strict=True))
+            # A crop, as in `centre_crop`; but the gradient of slicing is contiguous, in channels_last networks too.
+            skip = nn.functional.pad(skip, (-left, -left, -top, -top))
+            x = merge(torch.cat([skip, x], 1))
         return {"out": self.score(x)}
 
 
