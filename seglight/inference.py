@@ -381,7 +381,7 @@ def _look(net: Net, image: Tensor, size: tuple[int, int], flip: bool, aggregate:
         return _votes(logits, size, aggregate, align_corners)
     mirrored = net(image.flip(-1)).flip(-1)
     if aggregate == "exp":  # the one case that adds before it votes
-        return _votes(logits + mirrored, size, aggregate, align_corners)
+        return _votes(logits.float() + mirrored.float(), size, aggregate, align_corners)
     return (_votes(logits, size, aggregate, align_corners) + _votes(mirrored, size, aggregate, align_corners)) / 2
 
 

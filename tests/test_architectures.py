@@ -148,3 +148,26 @@ def test_export(name):
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert torch.allclose(ours[key], theirs[key], atol=1e-5), key
+
+
+def saved(model, path):
+    content = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(content)
+    torch.save(content, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_starting_from_a_checkpoint_of_its_own_takes_all_weights(name, tmp_path, caplog):
+    first = build(name)
+    second = getattr(models, name)(num_classes=3, init_from=saved(first, tmp_path / "first.ckpt"), **TINY[name])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    theirs = first.network.state_dict()
+    assert all(torch.equal(weight, theirs[key]) for key, weight in second.network.state_dict().items())
+
+
+def test_starting_from_another_dilation_is_said(tmp_path, caplog):
+    path = saved(models.PSPNet(num_classes=3, dilation="lagged-first", **TINY["PSPNet"]), tmp_path / "first.ckpt")
+    models.PSPNet(num_classes=3, init_from=path, **TINY["PSPNet"])
+    (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "with dilation='lagged-first', this model has dilation='uniform'" in message

@@ -7,6 +7,8 @@ one memory format into the other can be counted, forward and backward.
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 import torch
 from test_architectures import TINY, batch, build
@@ -15,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from seglight.benchmarks import detectors
 from seglight.models import SemanticModel
 
 LRN = "torch's local_response_norm sums over channels in a contiguous tensor of five dimensions"
@@ -121,3 +124,53 @@ def test_the_rehearsal_notices_a_wait_a_transfer_and_a_mix():
         x + x.contiguous(memory_format=torch.channels_last)
     assert seen.transfers == ["aten::_to_copy"]
     assert [name.split()[0] for name in seen.mixed] == ["aten::clone", "aten::add"]
+
+
+# --------------------------------------------------------------------------------------------------------- detectors
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators for whose result the host would wait for a GPU: those whose size depends on values.
+
+    Reading a tensor into Python passes no operator on the CPU; `asking` counts that.
+    """
+
+    OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "nms", "repeat_interleave")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        self.count += name in self.OPERATORS or by_mask
+        return function(*args, **(kwargs or {}))
+
+    def asking(self, method):
+        def counted(*args, **kwargs):
+            self.count += 1
+            return method(*args, **kwargs)
+
+        return counted
+
+
+def test_a_step_of_mask_rcnn_waits_for_the_device_as_often_as_its_parts_say(monkeypatch):
+    from torchvision.ops import boxes
+
+    # What torchvision does with the proposals of an image on a GPU, and on the CPU with few of them.
+    monkeypatch.setattr(boxes, "_batched_nms_vanilla", boxes._batched_nms_coordinate_trick)
+    options = Namespace(size=(64, 96), objects=3, trunk="resnet18", images=2)
+    theirs = detectors._torchvision("resnet18", options.size)
+    count = {}
+    for name, make in {"torchvision": detectors._their_step, "seglight": detectors._our_step}.items():
+        step = make(theirs, options)
+        step()
+        with monkeypatch.context() as patch, Waits() as waits:
+            for method in ("tolist", "numpy"):
+                patch.setattr(Tensor, method, waits.asking(getattr(Tensor, method)))
+            step()
+        count[name] = waits.count
+    assert count == {"torchvision": 12 * 2 + 11, "seglight": 4 * 2 + 8}

@@ -22,14 +22,17 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table and the verdict."""
     parser = argparse.ArgumentParser(prog="seglight bench detectors", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("H", "W"), help="of the two images")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("H", "W"), help="of the images")
+    parser.add_argument("--images", type=int, default=2, help="of a step")
     parser.add_argument("--objects", type=int, default=10, help="in each image")
     parser.add_argument("--trunk", choices=("resnet18", "resnet50"), default="resnet50")
     options = parser.parse_args(argv)
     theirs = _torchvision(options.trunk, tuple(options.size))
     contestants = {"torchvision": _their_step(theirs, options), "seglight": _our_step(theirs, options)}
     size = "x".join(map(str, options.size))
-    title = f"Mask R-CNN {options.trunk}, training step, 2 images of {size}, {options.objects} objects each"
+    title = (
+        f"Mask R-CNN {options.trunk}, training step, {options.images} images of {size}, {options.objects} objects each"
+    )
     rows = paired(contestants, "torchvision", options.rounds, {"seglight": "<= 1.02"}, title)
     ratio = next(row.ratio for row in rows if row.name == "seglight")
     print(f"mark <= 1.02, {'met' if ratio <= 1.02 else 'MISSED'}")
@@ -47,11 +50,11 @@ def _torchvision(trunk: str, size: tuple[int, int]) -> nn.Module:
 
 
 def _samples(options: argparse.Namespace) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Two uint8 images of noise, and boxes with filled masks."""
+    """uint8 images of noise, and boxes with filled masks."""
     draw = torch.Generator().manual_seed(1)
     height, width = options.size
     images, targets = [], []
-    for _ in range(2):
+    for _ in range(options.images):
         images.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=draw))
         corner = torch.rand(options.objects, 2, generator=draw) * torch.tensor([width * 0.6, height * 0.6])
         side = 16 + torch.rand(options.objects, 2, generator=draw) * 80

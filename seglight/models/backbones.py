@@ -140,7 +140,10 @@ class Backbone(nn.Module):
                 other = self._build(output_stride)
             kinds = {name: type(layer) for name, layer in other.named_modules()}
             if kinds != {name: type(layer) for name, layer in self.body.named_modules()}:
-                raise ValueError(f"{self.name} has other layers at output stride {output_stride}: build it anew.")
+                raise ValueError(
+                    f"{self.name} has other layers at output stride {output_stride} than at {self.output_stride}, from "
+                    f"where its weights are; set output_stride and test_output_stride to one value."
+                )
             self._geometry[output_stride] = _geometry(other)
         for name, layer in self.body.named_modules():
             for attribute, value in self._geometry[output_stride][name].items():

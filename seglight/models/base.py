@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from seglight.checkpoints import STARTS, read
 from seglight.models.weights import hand_on
+
+log = logging.getLogger(__name__)
 
 # Preprocessing families (mean and standard deviation in RGB order, on 0..255 pixels). "caffe" is the one of the
 # Caffe model zoo: BGR, mean only. "grey" is the mean of the channels, 0..1, as one channel.
@@ -154,11 +158,20 @@ class BaseModel(RemembersArguments, LightningModule):
         """
         if "state_dict" not in content:
             raise ValueError(f"{path} is not a seglight checkpoint, and {type(self).__name__} reads no other files.")
-        stored = content.get("seglight", {}).get("init_args", {}).get("preprocessing", "torch")
-        if stored != self.preprocessing:
+        description = content.get("seglight", {})
+        stored = description.get("preprocessing", description.get("init_args", {}).get("preprocessing"))
+        if stored not in (None, self.preprocessing):  # early checkpoints say it only where a user chose it
             raise ValueError(
                 f'{path} was trained with preprocessing "{stored}", this model has "{self.preprocessing}"; use one.'
             )
+        theirs = description.get("init_args", {})
+        same_class = description.get("class_path", "").rpartition(".")[2] == self._name
+        for name in sorted((self.architecture() & set(theirs)) - {"num_classes", "output_stride"}):
+            if same_class and _plain(theirs[name]) != _plain(self.init_args[name]):
+                log.warning(
+                    f"{path} was trained with {name}={theirs[name]!r}, this model has {name}={self.init_args[name]!r}: "
+                    f"it starts from weights that were made for another network."
+                )
         weights = {key: value for key, value in content["state_dict"].items() if key.startswith("network.")}
         weights = {key.removeprefix("network."): value for key, value in weights.items()}
         hand_on(self.network, weights, path, self._name, without)
@@ -197,9 +210,17 @@ class BaseModel(RemembersArguments, LightningModule):
 
     # ------------------------------------------------------------------ training
 
-    def on_fit_start(self) -> None:
-        """Tensor cores want channels last; on a CPU the better layout depends on the network, so it stays as it is."""
-        self.channels_last = self.device.type == "cuda"
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the trainer runs on GPUs, where channels_last and a fused optimiser are the default."""
+        return bool(self.trainer.strategy.root_device.type == "cuda")
+
+    def setup(self, stage: str) -> None:
+        """Tensor cores want channels last; on a CPU the better layout depends on the network, so it stays as it is.
+
+        This is early enough: DDP's buckets would hand gradients of another layout to weights that change theirs later.
+        """
+        self.channels_last = self.on_gpu
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
 
@@ -227,13 +248,17 @@ class BaseModel(RemembersArguments, LightningModule):
         return {name: total / max(self._loss_count, 1) for name, total in self._losses.items()}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """SGD or AdamW over the parameter groups, with the schedule stepped once per optimiser step."""
+        """SGD or AdamW over the parameter groups, with the schedule stepped once per optimiser step.
+
+        Fused on a GPU, unless gradients are clipped: Lightning has no clipping for fused optimisers.
+        """
         groups = self.parameter_groups()
-        fused = self.device.type == "cuda"
+        fused = self.on_gpu and not self.trainer.gradient_clip_val
         if self.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
+        optimizer.register_load_state_dict_post_hook(partial(_settle, fused=fused))
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -267,6 +292,7 @@ class BaseModel(RemembersArguments, LightningModule):
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": {name: value for name, value in self.init_args.items() if not isinstance(value, nn.Module)},
             "task": self.task,
+            "preprocessing": self.preprocessing,
             "classes": self.classes,
             "palette": self.palette,
         }
@@ -292,6 +318,20 @@ class BaseModel(RemembersArguments, LightningModule):
                 parameters = set(inspect.signature(cls.__init__).parameters)
                 names |= set() if "network" in parameters else parameters & set(self.init_args)
         return {name for name in names - self.free if not name.startswith("test_")}
+
+
+def _settle(optimizer: torch.optim.Optimizer, *, fused: bool) -> None:
+    """Make a loaded state that of this device: a file of another one brings its `fused` and its memory layout.
+
+    A fused kernel walks through a weight and its momentum side by side, in memory: of two layouts it makes nonsense.
+    """
+    for group in optimizer.param_groups:
+        group["fused"] = fused
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _plain(value: Any) -> Any:

@@ -99,6 +99,7 @@ class MaskEnsemble(InstanceModel):
         """
         if stage == "fit":
             raise ValueError("An ensemble has nothing to train: train its members by themselves, then test them here.")
+        super().setup(stage)
 
     def detect(self, images: list[Tensor]) -> list[Detections]:
         """Merged detections; see `InstanceModel.detect`."""

@@ -107,7 +107,7 @@ class SemanticFPNNetwork(nn.Module):
         num_classes: K.
         backbone: timm name of a network with features at strides 4, 8, 16 and 32.
         pyramid_width: channels of the pyramid.
-        head_width: channels of the head, a multiple of 32.
+        head_width: channels of the head, a multiple of 32; with 32, images need more than 32 pixels a side.
         align_corners: of the interpolation in the head.
         pretrained: ImageNet weights of the backbone.
 
@@ -154,7 +154,7 @@ class SemanticFPN(SemanticModel):
         backbone: timm name of a network with features at strides 4, 8, 16 and 32.
         pretrained: start from timm's ImageNet weights of the backbone.
         pyramid_width: channels of the pyramid.
-        head_width: channels of the head, a multiple of 32.
+        head_width: channels of the head, a multiple of 32; with 32, images need more than 32 pixels a side.
         align_corners: of all interpolation of scores and of the head.
     """
 

@@ -1,10 +1,10 @@
 """torchvision's detection parts, adjusted where training with crowds, bfloat16 or a GPU's queue needs it.
 
 Each class here changes one thing of its torchvision parent and nothing of its results otherwise. Waits of the host for
-a GPU that they spare a training step of B images, by reading the code: B in matching anchors, 4 B - 2 in choosing the
-samples of both stages, 6 in sharing out RoIs among the levels. What is left: selecting and suppressing proposals of
-each image, the indices of the chosen samples, two counts of samples, two of levels, the box coders' constants and one
-look for crowds.
+a GPU that they spare a training step of B images: B in matching anchors, 5 B - 2 in choosing the samples of both
+stages, 6 in sharing out RoIs among the levels. 4 B + 8 are left, where torchvision's model has 12 B + 11 (counted by
+`tests/test_gpu_rehearsal.py`): of each image, selecting (2) and suppressing proposals and finding those with a mask;
+the indices of the chosen samples (3), their counts (2), those of the levels (2) and one look for crowds.
 """
 
 from __future__ import annotations
@@ -173,17 +173,25 @@ class Matcher(detection.Matcher):
 class Sampler(detection.BalancedPositiveNegativeSampler):
     """Asks the device once for all images how many samples there are; draws the same ones."""
 
+    def __init__(self, batch_size_per_image: int, positive_fraction: float):
+        super().__init__(batch_size_per_image, positive_fraction)
+        self.chosen: list[int] = []
+        """How many samples of each image the last call chose."""
+
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Chosen positives and negatives of each image, as masks of 0 and 1."""
+        self.chosen = []
         counts = torch.stack([torch.stack([(m >= 1).sum(), (m == 0).sum()]) for m in matched_idxs]).tolist()
         chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
         for labels, sizes in zip(matched_idxs, counts, strict=True):
-            limit = int(self.batch_size_per_image * self.positive_fraction)
+            room = self.batch_size_per_image
+            limit = int(room * self.positive_fraction)
             for which, size, masks in zip((labels >= 1, labels == 0), sizes, chosen, strict=True):
                 order = torch.randperm(size, device=labels.device)[:limit]
                 indices = torch.nonzero_static(which, size=size)[:, 0][order]
                 masks.append(torch.zeros_like(labels, dtype=torch.uint8).index_fill_(0, indices, 1))
-                limit = self.batch_size_per_image - len(order)
+                room = limit = room - len(order)
+            self.chosen.append(self.batch_size_per_image - room)
         return chosen
 
 
@@ -234,6 +242,11 @@ class Heads(RoIHeads):
                     kept |= ~kept.any()  # as for the anchors
                 proposals[i] = proposals[i][kept]
         return super().select_training_samples(proposals, targets)
+
+    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
+        """Indices of the chosen samples of each image: as the parent, which asks the device for their number."""
+        masks = [positive | negative for positive, negative in zip(*self.fg_bg_sampler(labels), strict=True)]
+        return [torch.nonzero_static(m, size=n)[:, 0] for m, n in zip(masks, self.fg_bg_sampler.chosen, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------- pooling

@@ -83,6 +83,9 @@ class SMPNetwork(nn.Module):
 class SMP(SemanticModel):
     """A network of segmentation_models_pytorch; it is that library's design, not the paper's, where the two differ.
 
+    Its PSPNet and its EfficientNet encoders have layers that nothing reads, for whose gradients several GPUs would
+    wait: set `trainer.strategy` to "ddp_find_unused_parameters_true" for these.
+
     Args:
         num_classes: K.
         arch: class name in smp, such as "Unet", "FPN" or "DeepLabV3Plus".

@@ -1,0 +1,108 @@
+"""What a GPU changes by default, channels_last and a fused optimiser, tried on the CPU, which knows both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from tiny import Blocks, Tiny
+
+from seglight.models.base import BaseModel
+
+ROOT = Path(__file__).parents[1]
+QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+
+
+def pretend(monkeypatch, on_gpu):
+    monkeypatch.setattr(BaseModel, "on_gpu", property(lambda self: on_gpu))
+
+
+def fit(model, steps, path=None, **options):
+    trainer = Trainer(accelerator="cpu", max_steps=steps, limit_val_batches=0, **QUIET, **options)
+    trainer.fit(model, Blocks(seed=3), ckpt_path=path)
+    return trainer
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    return Tiny(num_classes=4, schedule="constant", loss_weights={"out": 1.0, "aux": 0.4}, **options)
+
+
+def test_a_gpu_gets_channels_last_and_a_fused_optimiser(monkeypatch):
+    for on_gpu in (False, True):
+        pretend(monkeypatch, on_gpu)
+        model = tiny()
+        trainer = fit(model, 1)
+        assert bool(trainer.optimizers[0].param_groups[0]["fused"]) == on_gpu
+        last = model.network.backbone.weight.is_contiguous(memory_format=torch.channels_last)
+        assert model.channels_last == last == on_gpu
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_gradients_can_be_clipped_on_a_gpu(monkeypatch, optimizer):
+    """Lightning refuses that for fused optimisers under mixed precision."""
+    pretend(monkeypatch, True)
+    start = tiny().network.backbone.weight
+    model = tiny(optimizer=optimizer, lr=0.1)
+    trainer = fit(model, 1, precision="bf16-mixed", gradient_clip_val=1e-4)
+    assert not trainer.optimizers[0].param_groups[0]["fused"]
+    change = (model.network.backbone.weight - start).norm()
+    assert change < 2e-5 if optimizer == "sgd" else change > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_goes_on_as_it_was_on_another_device(monkeypatch, tmp_path, optimizer):
+    """A checkpoint brings the layout of the momentum and the choice of a fused kernel from the device it is from."""
+
+    def run(first, then):
+        options = {"optimizer": optimizer, "lr": 0.05 if optimizer == "sgd" else 0.003}
+        pretend(monkeypatch, first)
+        fit(tiny(**options), 4).save_checkpoint(tmp_path / "last.ckpt")
+        pretend(monkeypatch, then)
+        model = tiny(**options)
+        trainer = fit(model, 8, tmp_path / "last.ckpt")
+        assert trainer.global_step == 8 and bool(trainer.optimizers[0].param_groups[0]["fused"]) == then
+        return model.network.backbone.weight.detach()
+
+    cpu = run(False, False)
+    for first, then in ((True, True), (True, False), (False, True)):
+        torch.testing.assert_close(run(first, then), cpu, rtol=1e-5, atol=1e-6)
+
+
+JOB = """
+    import sys
+    import torch
+    from pytorch_lightning import Trainer
+    from seglight.models.base import BaseModel
+    from test_gpu_defaults import QUIET, tiny
+    from tiny import Blocks
+
+    weights = []
+    for on_gpu in (False, True):
+        BaseModel.on_gpu = property(lambda self: on_gpu)
+        model = tiny()
+        trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=3, limit_val_batches=0,
+                          use_distributed_sampler=False, **QUIET)
+        trainer.fit(model, Blocks(seed=3))
+        weights.append(model.network.backbone.weight.detach().clone())
+    if trainer.is_global_zero:
+        torch.save(weights, sys.argv[1])
+"""
+
+
+def test_ranks_share_the_gradients_of_channels_last_weights(tmp_path):
+    """DDP notes the layout of the weights when it is set up, and copies gradients into buckets of that layout."""
+    (tmp_path / "job.py").write_text(textwrap.dedent(JOB))
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "weights.pt")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, last = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert (first - tiny().network.backbone.weight).abs().max() > 1e-3
+    torch.testing.assert_close(last, first, rtol=1e-5, atol=1e-6)
