@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import netrc
 import os
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,10 @@ from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experime
 from pytorch_lightning.utilities import rank_zero_only
 
 from seglight.loggers.harmless import never_stops
+from seglight.loggers.local import read_metrics
 from seglight.types import IGNORE_INDEX
+
+BETTER = {"max": max, "min": min}
 
 
 @dataclass
@@ -57,6 +62,10 @@ class WandB(WandbLogger):
 
     START_TIMEOUT = 30.0
     """Seconds to wait for the server before the run goes offline."""
+    END_TIMEOUT = 60.0
+    """Seconds to wait at the end until the server has the whole run; ten times that with `log_model`."""
+    TABLE_TIMEOUT, TABLE_PAUSE = 5.0, 600.0
+    """Seconds: when a table keeps the training waiting longer than the first, none are logged for the second."""
 
     def __init__(
         self,
@@ -72,7 +81,9 @@ class WandB(WandbLogger):
         self.best = {"val/mIoU": "max", "val/AP": "max"} if best is None else best
         self._want_model = log_model
         self._configured = self._broken = False
-        self._announced = False
+        self._announced = self._failed = False
+        self._no_tables_until = 0.0
+        self._earlier: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the run: a spawned rank 0 starts it, and no other process does."""
@@ -96,11 +107,16 @@ class WandB(WandbLogger):
     def _start(self) -> Any:
         import wandb
 
+        # Of wandb's own words only warnings and errors: it has a line for every request to a failing server.
+        wandb.setup(wandb.Settings(show_info=False))
         mode = "offline" if self._offline else self._wandb_init.get("mode") or wandb_mode()
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
         # The command line passes every option of wandb.init, most as None, which would undo the defaults of Lightning.
         options = {name: value for name, value in self._wandb_init.items() if value is not None}
-        options.setdefault("settings", wandb.Settings(silent=True, init_timeout=self.START_TIMEOUT))
+        # Without an end to its patience wandb waits for a lost server for days.
+        patience = self.END_TIMEOUT * (10 if self._want_model else 1)
+        waiting = {"init_timeout": self.START_TIMEOUT, "finish_timeout": patience, "finish_timeout_raises": True}
+        options.setdefault("settings", wandb.Settings(silent=True, **waiting))
         options.setdefault("resume", "allow")
         # A run of its own, whatever other runs this process has (a notebook, a sweep of short jobs).
         options.update(reinit="create_new", mode=mode)
@@ -109,7 +125,13 @@ class WandB(WandbLogger):
         except wandb.Error as error:
             if mode != "online":
                 raise
-            print(f"W&B: cannot start online ({str(error).splitlines()[0]}); the run is recorded offline.", flush=True)
+            reason = str(error).splitlines()[0].rstrip(".")
+            print(
+                f"W&B: {wandb.setup().settings.base_url} cannot be used ({reason}), so the run is "
+                f"recorded offline; the command that uploads it is printed at the end. Until then, check the network, "
+                f"WANDB_BASE_URL and the key (wandb login --relogin).",
+                flush=True,
+            )
             options["mode"] = mode = "offline"
             run = wandb.init(**options)
         self._log_model = self._want_model and mode == "online"
@@ -118,6 +140,8 @@ class WandB(WandbLogger):
         run.define_metric("*", step_metric="step", step_sync=True)
         for metric, summary in self.best.items():
             run.define_metric(metric, step_metric="step", step_sync=True, summary=summary)
+        self._earlier = self._best_before()
+        atexit.register(self.finish)  # before wandb's own, which says nothing of what it could not upload
         if mode == "online":
             print(f"W&B: {run.url}", flush=True)
         return run
@@ -145,6 +169,19 @@ class WandB(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values at an optimiser step."""
         self.experiment.log(dict(metrics) if step is None else {**metrics, "step": int(step)})
+        for metric in self._earlier.keys() & metrics.keys():
+            self._earlier[metric] = BETTER[self.best[metric]](self._earlier[metric], float(metrics[metric]))
+            self.experiment.summary[metric] = {self.best[metric]: self._earlier[metric]}
+
+    def _best_before(self) -> dict[str, float]:
+        """Best values of a resumed run until now, as `RunLogger` has them: wandb's own begin anew with each job."""
+        folder = Path(self._wandb_init["dir"])
+        if self._id is None or not (folder / "metrics.jsonl").exists():
+            return {}
+        records = read_metrics(folder)
+        ranked = [metric for metric, summary in self.best.items() if summary in BETTER]
+        values = {metric: [r[metric] for r in records if r.get(metric) is not None] for metric in ranked}
+        return {metric: BETTER[self.best[metric]](found) for metric, found in values.items() if found}
 
     @rank_zero_only
     @never_stops
@@ -180,6 +217,9 @@ class WandB(WandbLogger):
             for i, image in enumerate(pixels)
         ]
         self.log_metrics({key: images}, step)
+        # With each class name wandb (0.31) sends its config as it was before any metric was defined, which undoes the
+        # definitions on the server. To define one again sends all of them.
+        self.experiment.define_metric("step", hidden=True)
 
     @rank_zero_only
     @never_stops
@@ -197,8 +237,22 @@ class WandB(WandbLogger):
     def log_table(
         self, key: str, columns: Any = None, data: Any = None, dataframe: Any = None, step: int | None = None
     ) -> None:
-        """Log a `wandb.Table`."""
+        """Log a `wandb.Table`, unless the last one had to wait for the server.
+
+        A table is the only thing for which wandb asks the server before it goes on, and it waits 20 s for an answer.
+        """
+        start = time.monotonic()
+        if start < self._no_tables_until:
+            return
         super().log_table(key, columns, data, dataframe, step)
+        taken = time.monotonic() - start
+        if taken > self.TABLE_TIMEOUT:
+            self._no_tables_until = start + taken + self.TABLE_PAUSE
+            print(
+                f"W&B: the table {key} kept the training waiting for {taken:.0f} s, because the server does not "
+                f"answer. Tables are left out for {self.TABLE_PAUSE / 60:.0f} minutes; training goes on.",
+                flush=True,
+            )
 
     @never_stops
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
@@ -210,6 +264,7 @@ class WandB(WandbLogger):
     def finalize(self, status: str) -> None:
         """Say how to upload an offline run. The run itself stays open for a test after the training."""
         super().finalize(status)
+        self._failed = status != "success"
         if self._offline and not self._announced and getattr(self._experiment, "dir", None):
             self._announced = True
             here = Path(self._experiment.dir).parent
@@ -220,8 +275,17 @@ class WandB(WandbLogger):
     @never_stops
     def finish(self) -> None:
         """Close the run now; otherwise it is closed when the process ends."""
-        if self._experiment is not None:
-            self._experiment.finish()
+        if self._experiment is None:
+            return
+        atexit.unregister(self.finish)
+        try:
+            self._experiment.finish(exit_code=int(self._failed))
+        except TimeoutError:
+            print(
+                f"W&B: {self._experiment.settings.base_url} has not taken the whole run within the time it is given at "
+                f"the end. To upload the rest later:  wandb sync --include-online {Path(self._experiment.dir).parent}",
+                flush=True,
+            )
 
 
 def wandb_mode() -> str:

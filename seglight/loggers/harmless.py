@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,13 @@ def never_stops(method: Callable[..., Any]) -> Callable[..., Any]:
             told = self.__dict__.setdefault("_failures", set())
             if kind not in told:
                 told.add(kind)
-                warnings.warn(
-                    f"{kind[0]}.{kind[1]} failed, training goes on without it ({kind[2]}: {error}). "
-                    f"Further failures of this kind are not reported.",
-                    RuntimeWarning,
-                    stacklevel=2,
+                reason = " ".join(str(error).split())
+                text = (
+                    f"{kind[0]}.{kind[1]} failed, training goes on without it ({kind[2]}: {reason}). "
+                    f"Further failures of this kind are not reported."
                 )
+                print(f"seglight: {text}", file=sys.stderr, flush=True)  # during a fit, warnings reach train.log only
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
             return None
 
     return guarded
