@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import seglight
+from seglight import masks
 from seglight.models.maskrcnn import C4Network, FasterRCNN, MaskRCNN, MaskRCNNC4, MaskRCNNNetwork
+from seglight.models.rcnn_parts import mask_targets
 from seglight.models.rcnn_weights import RAW_IDS, from_torchvision
 
 RAW = len(RAW_IDS) + 10
@@ -214,12 +216,30 @@ def test_mask_targets_against_brute_force():
             counts = [math.ceil((box[i + 2] - box[i]) / 28) for i in (0, 1)]
             x, y = (box[i] + (box[i + 2] - box[i]) * (np.arange(28 * n) + 0.5) / (28 * n)
                     for i, n in zip((0, 1), counts, strict=True))  # fmt: skip
-            grid = np.stack(np.meshgrid(y, x, indexing="ij"))
+            grid = np.stack(np.meshgrid(y, x, indexing="ij")) - 0.5  # pixel i reaches from i to i + 1
             mask = map_coordinates(target["masks"][best].numpy().astype(float), grid, order=1, mode="nearest")
             mask = torch.tensor(mask.reshape(28, counts[1], 28, counts[0]).mean((1, 3)))
             logit = next(logits)[target["labels"][best] + 1].double()
             expected.append(nn.functional.binary_cross_entropy_with_logits(logit, mask))
     assert losses["mask"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize("jitter", [0.0, 0.05])
+def test_a_perfect_mask_is_pasted_where_its_object_lies(jitter):
+    """To a tenth of a pixel; cut out as torchvision does it, it comes 0.4 further to the left and up."""
+    rng = np.random.default_rng(0)
+    gaps = []
+    y, x = np.mgrid[:160, :160] + 0.5
+    for _ in range(40):
+        (cx, cy), (rx, ry) = rng.uniform(60, 100, 2), rng.uniform(8, 40, 2)
+        mask = torch.from_numpy(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1)
+        box = np.array([cx - rx, cy - ry, cx + rx, cy + ry]) + rng.normal(0, jitter, 4) * np.array([rx, ry, rx, ry])
+        box = torch.tensor(box, dtype=torch.float32)[None]
+        grid = mask_targets(mask[None], torch.tensor([0]), box, 28)
+        pasted = masks.paste(grid, box, (160, 160))[0]
+        gaps.append([(axis[pasted.numpy()].mean() - axis[mask.numpy()].mean()) for axis in (x, y)])
+    assert np.abs(np.mean(gaps, 0)).max() < 0.1
 
 
 # -------------------------------------------------------------------------------------------- torchvision's numbers
@@ -253,7 +273,11 @@ def test_detections_equal_those_of_torchvision_through_the_whole_chain(theirs):
 
 
 @pytest.mark.fidelity
-def test_training_losses_and_gradients_equal_those_of_torchvision(theirs):
+def test_training_losses_and_gradients_equal_those_of_torchvision(theirs, monkeypatch):
+    """But for where pixels lie when it cuts masks out, of which its `aligned` is the remedy."""
+    from torchvision.models.detection import roi_heads
+
+    monkeypatch.setattr(roi_heads, "roi_align", functools.partial(roi_heads.roi_align, aligned=True))
     images = pictures()
     targets = objects_of(images)
     theirs = copy.deepcopy(theirs).train()
@@ -679,6 +703,27 @@ def test_what_it_refuses(model, options, message):
 def test_training_without_targets_is_refused():
     with pytest.raises(ValueError, match="MaskRCNNNetwork is in training mode and got no targets"):
         tiny().network.train()([torch.zeros(3, 32, 32)], None)
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "eval"])
+def test_norms_of_the_heads_learn_whatever_the_trunk_does(batch_norm):
+    model = tiny(batch_norm=batch_norm, head_norm="batch", box_head="4conv1fc").train()
+    heads = [
+        layer for part in (model.network.pyramid, model.network.roi_heads) for layer in part.modules()
+        if isinstance(layer, nn.BatchNorm2d)
+    ]  # fmt: skip
+    assert len(heads) == 8 + 4 + 4
+    assert all(layer.training and layer.weight.requires_grad for layer in heads)
+    trunk = [layer for layer in model.network.backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(trunk) == (0 if batch_norm == "frozen" else 20) and not any(layer.training for layer in trunk)
+    model([pictures()[0]])  # detects in evaluation mode, and comes back
+    assert all(layer.training for layer in heads) and not any(layer.training for layer in trunk)
+
+
+def test_the_last_stage_of_c4_is_part_of_the_trunk():
+    model = MaskRCNNC4(3, backbone="resnet18", batch_norm="eval").train()
+    norms = [layer for layer in model.network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(norms) == 20 and not any(layer.training for layer in norms)
 
 
 @pytest.mark.parametrize(

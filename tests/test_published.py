@@ -17,7 +17,7 @@ REVIEW = {  # section by section of the review: model, dataset, value
     ("DeconvNet", "VOC 2012", 72.5), ("PSPNet R101s", "VOC 2012", 85.4), ("DeepLab v2 R101", "VOC 2012", 79.7),
     ("DeepLab v2 R101", "PASCAL-Context", 45.7), ("DeepLab v2 R101", "Cityscapes", 70.4),
     ("DeepLab v3 R101", "VOC 2012", 86.9), ("DeepLab v3 R101", "Cityscapes", 81.3),
-    ("DeepLab v3+ Xception-65", "VOC 2012", 89.0), ("DeepLab v3+ Xception-65", "Cityscapes", 82.1),
+    ("DeepLab v3+ Xception-65", "VOC 2012", 89.0), ("DeepLab v3+ Xception-71", "Cityscapes", 82.1),
     ("EncNet R101s", "PASCAL-Context", 52.6), ("EncNet R101s", "PASCAL-Context", 81.2),
     ("EncNet R101s", "VOC 2012", 85.9), ("FPN mask proposals R50", "COCO", 48.1), ("Mask R-CNN X101-FPN", "COCO", 37.1),
     ("Mask R-CNN X101-FPN", "COCO", 41.8), ("PANet R50", "COCO", 42.0), ("PANet X101", "COCO", 46.7),

@@ -12,22 +12,23 @@ from seglight.models.semantic import SemanticModel
 
 
 class TinyNetwork(nn.Module):
-    def __init__(self, num_classes: int, width: int = 4):
+    def __init__(self, num_classes: int, width: int = 4, dropout: float = 0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.backbone = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.head = nn.Conv2d(width, num_classes, 1)
         self.aux = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, image):
-        features = self.backbone(image).relu()
+        features = self.dropout(self.backbone(image).relu())
         return {"out": self.head(features), "aux": self.aux(features)}
 
 
 class Tiny(SemanticModel):
     """A three-layer network."""
 
-    def __init__(self, num_classes: int, width: int = 4, **kwargs):
-        super().__init__(network=TinyNetwork(num_classes, width), num_classes=num_classes, **kwargs)
+    def __init__(self, num_classes: int, width: int = 4, dropout: float = 0.0, **kwargs):
+        super().__init__(network=TinyNetwork(num_classes, width, dropout), num_classes=num_classes, **kwargs)
 
 
 class BlockScenes(SemanticDataset):

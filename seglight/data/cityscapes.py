@@ -223,7 +223,7 @@ class CityscapesInstances(InstanceDataModule):
         root: as in `Cityscapes`, like the others.
         val_split: a folder of gtFine.
         test_split: the same, for `seglight test`; the images of "test" show no object that is public.
-        short_side: as elsewhere.
+        short_side: as elsewhere; tests at full size want the model's `test_short_side` 1024 and `test_long_side` 2048.
         long_side: as elsewhere.
     """
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -132,6 +134,7 @@ class BaseModel(RemembersArguments, LightningModule):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self._losses: dict[str, Tensor] = {}
         self._loss_count = 0
+        self._seed = 0
         self.batch_norm = batch_norm
         if batch_norm == "frozen":
             for layer in self._batch_norms():
@@ -223,6 +226,17 @@ class BaseModel(RemembersArguments, LightningModule):
         self.channels_last = self.on_gpu
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))  # that of Lightning's seed_everything
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let dropout, and samples that a detector draws, depend on the run's seed, the step and the rank alone.
+
+        Otherwise a resumed run would draw anew, and not be the run that was interrupted.
+        """
+        trainer = self.trainer
+        part = batch_idx % trainer.accumulate_grad_batches
+        draw = np.random.SeedSequence([self._seed, trainer.global_step, part, trainer.global_rank])
+        torch.manual_seed(int(draw.generate_state(1)[0]))
 
     def track(self, losses: dict[str, Tensor]) -> None:
         """Add one step's losses to the running mean; log the mean when Lightning is about to log.

@@ -129,10 +129,10 @@ class FPNMaskProposalNetwork(nn.Module):
         self, images: Sequence[Tensor], targets: Sequence[InstanceTarget] | None = None
     ) -> tuple[dict[str, Tensor], list[Detections]]:
         """Losses, detections; see the class."""
+        from seglight.models.rcnn_parts import batch_images
+
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        height, width = (-(-max(side) // STRIDES[-1]) * STRIDES[-1] for side in zip(*sizes, strict=True))
-        padded = [F.pad(image, (0, width - w, 0, height - h)) for image, (h, w) in zip(images, sizes, strict=True)]
-        features = self.backbone(torch.stack(padded))
+        features = self.backbone(batch_images(images, STRIDES[-1]).tensors)
         levels = self.pyramid([features[tap] for tap in self.taps])
         places = self.grid.places([tuple(level.shape[-2:]) for level in levels], levels[0].device)
         losses = {} if targets is None else self.losses(levels, places, targets)

@@ -135,10 +135,10 @@ class InstanceModel(BaseModel):
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
         """`detect`, in training and in evaluation mode alike."""
-        training = self.network.training
-        self.network.eval()
+        training = self.training
+        self.eval()
         detections = self.detect(images)
-        self.network.train(training)
+        self.train(training)
         return detections
 
     def _rles(self, detection: Detections, size: tuple[int, int]) -> list[RLE]:

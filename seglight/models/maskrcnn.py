@@ -5,7 +5,8 @@ trainable one. ResNet-101: 63,341,297, ResNeXt-101 32x8d: 107,485,937, 64x4d: 10
 
 What torchvision does otherwise than the paper, and so do these: the stride of a bottleneck is on its 3x3 convolution;
 RoIAlign without the half pixel (`aligned` sets it); 2000 proposals after suppression in training (`train_proposals`);
-smooth L1 turns linear at 1/9 in both stages. Two samples per cell and side are the paper's four per cell.
+smooth L1 turns linear at 1/9 in both stages. Two samples per cell and side are the paper's four per cell. Unlike
+torchvision, whose targets lie half a pixel off, masks are cut out of the ground truth where they are pasted.
 """
 
 from __future__ import annotations
@@ -266,6 +267,12 @@ class RCNN(InstanceModel):
         weights = from_torchvision(content, self.network, self.preprocessing, path, without)
         hand_on(self.network, weights, path, self._name, without, strict=True)
 
+    def _batch_norms(self) -> list[nn.Module]:
+        """Those of the trunk, which `batch_norm` is about; norms of the heads are new and have to learn."""
+        trunk = [self.network.backbone, getattr(self.network.roi_heads.box_head, "stage", None)]  # C4's last stage
+        layers = (layer for part in trunk if part is not None for layer in part.modules())
+        return [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
     def on_fit_start(self) -> None:
         """Refuse to train on top of random weights that stay as they are."""
         super().on_fit_start()
@@ -273,7 +280,7 @@ class RCNN(InstanceModel):
 
         for name, layer in self.network.backbone.named_modules():
             fixed = isinstance(layer, FrozenBatchNorm2d)
-            fixed |= isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad
+            fixed |= isinstance(layer, nn.modules.batchnorm._BatchNorm) and not layer.weight.requires_grad
             if fixed and not layer.running_mean.any() and torch.all(layer.running_var == 1):
                 raise ValueError(
                     f"The trunk's {name} is frozen at its initial values. Set model.pretrained or model.init_from; to "
@@ -325,9 +332,9 @@ class MaskRCNN(FasterRCNN):
 
     The paper's recipe: SGD with lr 0.02, momentum 0.9, weight decay 1e-4, divided by 10 after 120k of 160k steps of 16
     images whose shorter side is 800 pixels and whose longer side at most 1333; ImageNet weights, frozen batch norm and
-    first stages. With ResNeXt: 8 images, lr 0.01. torchvision's weights (mask AP 34.6 on val2017) had twice as long.
-    Its second version (41.8) is `box_head="4conv1fc", head_norm="batch", rpn_convs=2, batch_norm="train"`: 46,359,409
-    parameters with 90 classes.
+    first stages. With ResNeXt: 8 images, lr 0.01. torchvision's weights (mask AP 34.6 on val2017) had 1.2 times as
+    long. Its second version (41.8) is `box_head="4conv1fc", head_norm="batch", rpn_convs=2, batch_norm="train"`:
+    46,359,409 parameters with 90 classes.
 
     Objects marked as crowds are not learned; boxes that lie to 0.7 inside one are no background either, in both stages
     (Detectron does this in the second). torchvision takes crowds for background.
@@ -336,7 +343,7 @@ class MaskRCNN(FasterRCNN):
         num_classes: K, without the background.
         backbone: timm name of a network with features at strides 4, 8, 16 and 32.
         pretrained: start from timm's ImageNet weights of the backbone.
-        batch_norm: as of `BaseModel`; "frozen" makes constants of the trunk's.
+        batch_norm: of the trunk, as of `BaseModel`; "frozen" makes constants of it. Norms of the heads always train.
         trainable_layers: how many parts of the trunk train, of its four stages and its stem, from the last one on.
         box_head: two fully connected layers, or four 3x3 convolutions and one fully connected layer.
         head_norm: normalisation after the convolutions of the pyramid and the heads.

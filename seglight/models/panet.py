@@ -246,12 +246,12 @@ def from_maskrcnn(weights: Mapping[str, Tensor], fc_relu: bool = True) -> dict[s
 class PANet(RCNN):
     """PANet. Mask AP on COCO test-dev 36.6 with ResNet-50, 40.0 with ResNeXt-101 64x4d and several scales in training.
 
-    The paper's recipe: that of `MaskRCNN`, with synchronised batch norm (`batch_norm` "train") and images of 800 to
-    1000 pixels, or sides drawn from 400 to 1400 with at most 1400 for the longer one. The authors' PyTorch release,
-    whose ResNet-50 reaches 38.3 on val2017: frozen batch norm, `head_norm` "group", `box_head` "4conv1fc", shorter
-    sides 1200, 1200, 1000, 800, 600 and 400, 180k steps divided by 10 after 120k and 160k, tests at 1000 with at most
-    1400. Their ensemble of seven: three `resnext101_64x4d`, two `seresnext101_32x4d`, a `resnet269s` (no ImageNet
-    weights in timm) and a `senet154`.
+    The paper's recipe: that of `MaskRCNN`, with synchronised batch norm after all layers, all of which train
+    (`batch_norm` "train", `head_norm` "batch", `trainable_layers` 5), and images of 800 to 1000 pixels, or sides drawn
+    from 400 to 1400 with at most 1400 for the longer one. The authors' PyTorch release, whose ResNet-50 reaches 38.3 on
+    val2017: frozen batch norm, `head_norm` "group", `box_head` "4conv1fc", shorter sides 1200, 1200, 1000, 800, 600 and
+    400, 180k steps divided by 10 after 120k and 160k, tests at 1000 with at most 1400. Their ensemble of seven: three
+    `resnext101_64x4d`, two `seresnext101_32x4d`, a `resnet269s` (no ImageNet weights in timm) and a `senet154`.
 
     Left out: deformable convolutions. Otherwise than the release: without a norm the upward path has ReLUs, as in the
     paper; what torchvision's parts do otherwise, `maskrcnn` lists.

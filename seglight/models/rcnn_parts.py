@@ -1,10 +1,11 @@
 """torchvision's detection parts, adjusted where training with crowds, bfloat16 or a GPU's queue needs it.
 
 Each class here changes one thing of its torchvision parent and nothing of its results otherwise. Waits of the host for
-a GPU that they spare a training step of B images: B in matching anchors, 5 B - 2 in choosing the samples of both
-stages, 6 in sharing out RoIs among the levels. 4 B + 8 are left, where torchvision's model has 12 B + 11 (counted by
-`tests/test_gpu_rehearsal.py`): of each image, selecting (2) and suppressing proposals and finding those with a mask;
-the indices of the chosen samples (3), their counts (2), those of the levels (2) and one look for crowds.
+a GPU that they spare a training step of B images: B in matching anchors, 6 B - 2 in choosing the samples of both
+stages and those with a mask, 6 in sharing out RoIs among the levels. 3 B + 8 are left, where torchvision's model has
+12 B + 11 (counted by `tests/test_gpu_rehearsal.py`): of each image, selecting (2) and suppressing proposals; the
+indices of the chosen samples (3), their counts (2), those of the levels (2) and one look for crowds. To both come the
+constants that torchvision's box coders and suppression copy to the device, B + 4.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou, roi_align
 from torchvision.ops.poolers import LevelMapper
@@ -175,8 +176,8 @@ class Sampler(detection.BalancedPositiveNegativeSampler):
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float):
         super().__init__(batch_size_per_image, positive_fraction)
-        self.chosen: list[int] = []
-        """How many samples of each image the last call chose."""
+        self.chosen: list[tuple[int, int]] = []
+        """How many positives and negatives of each image the last call chose."""
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Chosen positives and negatives of each image, as masks of 0 and 1."""
@@ -184,14 +185,14 @@ class Sampler(detection.BalancedPositiveNegativeSampler):
         counts = torch.stack([torch.stack([(m >= 1).sum(), (m == 0).sum()]) for m in matched_idxs]).tolist()
         chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
         for labels, sizes in zip(matched_idxs, counts, strict=True):
-            room = self.batch_size_per_image
-            limit = int(room * self.positive_fraction)
+            limit, drawn = int(self.batch_size_per_image * self.positive_fraction), []
             for which, size, masks in zip((labels >= 1, labels == 0), sizes, chosen, strict=True):
                 order = torch.randperm(size, device=labels.device)[:limit]
                 indices = torch.nonzero_static(which, size=size)[:, 0][order]
                 masks.append(torch.zeros_like(labels, dtype=torch.uint8).index_fill_(0, indices, 1))
-                room = limit = room - len(order)
-            self.chosen.append(self.batch_size_per_image - room)
+                drawn.append(len(order))
+                limit = self.batch_size_per_image - len(order)
+            self.chosen.append((drawn[0], drawn[1]))
         return chosen
 
 
@@ -220,7 +221,11 @@ class ProposalNetwork(RegionProposalNetwork):
 
 
 class Heads(RoIHeads):
-    """Proposals that lie in a crowd are no background. A target's `crowds` are boxes (M, 4)."""
+    """Proposals that lie in a crowd are no background, and masks are learned where they are pasted.
+
+    A target's `crowds` are boxes (M, 4). The parent cuts an object's mask out as if pixel i lay at i, while boxes, and
+    whoever pastes a mask, have it from i to i + 1: its masks are drawn half a pixel to the left of, and above, theirs.
+    """
 
     def __init__(self, rois_per_image: int, score: float, nms: float, detections: int, **parts: nn.Module):
         super().__init__(
@@ -228,6 +233,50 @@ class Heads(RoIHeads):
             bbox_reg_weights=None, score_thresh=score, nms_thresh=nms, detections_per_img=detections, **parts,
         )  # fmt: skip
         self.fg_bg_sampler = Sampler(rois_per_image, 0.25)
+        self._samples: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
+
+    def has_mask(self) -> bool:
+        """The parent's part ends with the boxes."""
+        return False
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As the parent: detections, or losses in training."""
+        found, losses = super().forward(features, proposals, image_shapes, targets)
+        if self.mask_roi_pool is None:
+            return found, losses
+        if self._samples is None or targets is None:
+            logits = self._mask_logits(features, [objects["boxes"] for objects in found], image_shapes)
+            masks = maskrcnn_inference(logits, [objects["labels"] for objects in found])
+            return [{**objects, "masks": mask} for objects, mask in zip(found, masks, strict=True)], losses
+        boxes, labels, objects = [], [], []
+        for sampled, of_image, matched, (count, _) in zip(*self._samples, self.fg_bg_sampler.chosen, strict=True):
+            positive = torch.nonzero_static(of_image > 0, size=count)[:, 0]
+            boxes.append(sampled[positive])
+            labels.append(of_image[positive])
+            objects.append(matched[positive])
+        self._samples = None
+        logits = self._mask_logits(features, boxes, image_shapes)
+        wanted = torch.cat(
+            [
+                mask_targets(target["masks"], of_image, box, logits.shape[-1])
+                for target, of_image, box in zip(targets, objects, boxes, strict=True)
+            ]
+        )
+        own = logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)].float()
+        # Without an object the sum is 0, and every parameter takes part, as DDP wants it.
+        loss = F.binary_cross_entropy_with_logits(own, wanted) if len(own) else logits.sum() * 0
+        return found, {**losses, "loss_mask": loss}
+
+    def _mask_logits(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
 
     def select_training_samples(
         self, proposals: list[Tensor], targets: list[dict[str, Tensor]]
@@ -241,12 +290,31 @@ class Heads(RoIHeads):
                 if not len(target["boxes"]):
                     kept |= ~kept.any()  # as for the anchors
                 proposals[i] = proposals[i][kept]
-        return super().select_training_samples(proposals, targets)
+        boxes, matched, labels, deltas = super().select_training_samples(proposals, targets)
+        self._samples = boxes, labels, matched
+        return boxes, matched, labels, deltas
 
     def subsample(self, labels: list[Tensor]) -> list[Tensor]:
         """Indices of the chosen samples of each image: as the parent, which asks the device for their number."""
         masks = [positive | negative for positive, negative in zip(*self.fg_bg_sampler(labels), strict=True)]
-        return [torch.nonzero_static(m, size=n)[:, 0] for m, n in zip(masks, self.fg_bg_sampler.chosen, strict=True)]
+        counts = [sum(chosen) for chosen in self.fg_bg_sampler.chosen]
+        return [torch.nonzero_static(mask, size=n)[:, 0] for mask, n in zip(masks, counts, strict=True)]
+
+
+def mask_targets(masks: Tensor, objects: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """What the mask branch should say: the share of each cell of a box that its object covers.
+
+    Args:
+        masks: bool (N, H, W), of an image.
+        objects: int64 (R,), the object of each box.
+        boxes: float32 (R, 4).
+        size: cells per side.
+
+    Returns:
+        float32 (R, size, size), 0..1.
+    """
+    rois = torch.cat([objects[:, None].to(boxes), boxes], 1)
+    return roi_align(masks[:, None].to(boxes), rois, (size, size), 1.0, -1, aligned=True)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------- pooling
