@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -335,3 +336,13 @@ def test_overlay_tints_and_outlines_every_object():
     (first, _) = visualize_objects.box_data(objects, ["a", "b"], scale=0.5)
     assert first["position"] == {"minX": 0, "minY": 0, "maxX": 5, "maxY": 5} and first["scores"] == {"score": 0.9}
     assert len(objects.above(0.5).rles) == 1
+
+
+def test_the_ground_truth_of_an_evaluation_stays_on_the_host():
+    model = InstanceModel(network=torch.nn.Identity(), num_classes=2)
+    batch = {"image": [torch.zeros(3, 4, 4)], "target": [{"boxes": torch.zeros(1, 4)}], "image_id": ["a"]}
+    for training, expected in ((True, "meta"), (False, "cpu")):
+        model._trainer = SimpleNamespace(training=training)
+        moved = model.transfer_batch_to_device(batch, torch.device("meta"), 0)
+        assert moved["image"][0].device.type == "meta" and moved["image_id"] == ["a"]
+        assert moved["target"][0]["boxes"].device.type == expected

@@ -176,6 +176,13 @@ class InstanceModel(BaseModel):
 
     # ---------------------------------------------------------------- evaluation
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """As Lightning's; but the ground truth of an evaluation stays on the host, where it is counted."""
+        if self.trainer.training or "target" not in batch:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        rest = {name: value for name, value in batch.items() if name != "target"}
+        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "target": batch["target"]}
+
     def _found(self, images: list[Tensor]) -> dict[str, Any]:
         detections = self.detect(images)
         rles = [self._rles(d, image.shape[-2:]) for d, image in zip(detections, images, strict=True)]
