@@ -243,8 +243,8 @@ class FPNMaskProposal(InstanceModel):
 
     Left to choose by the paper: windows are centred in the cells; of several objects a location takes the nearest;
     locations on crowds are not sampled; negatives fill the sample where positives lack; weights start from He's and,
-    for score and mask, N(0, 0.01). A proposal's box is that of its mask in whole cells. The paper suppresses no proposals;
-    `test_scales` and `test_flip`, which are ours, suppress between looks, and so may leave fewer than 1000.
+    for score and mask, N(0, 0.01). A proposal's box is that of its mask in whole cells. The paper suppresses no
+    proposals; `test_scales` and `test_flip`, which are ours, suppress between looks, and may leave fewer than 1000.
 
     Args:
         num_classes: of the data, 1 by default; the network has no classes.
