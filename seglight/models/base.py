@@ -236,7 +236,10 @@ class BaseModel(RemembersArguments, LightningModule):
         trainer = self.trainer
         part = batch_idx % trainer.accumulate_grad_batches
         draw = np.random.SeedSequence([self._seed, trainer.global_step, part, trainer.global_rank])
-        torch.manual_seed(int(draw.generate_state(1)[0]))
+        seed = int(draw.generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` notes the stack for each device it may have
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def track(self, losses: dict[str, Tensor]) -> None:
         """Add one step's losses to the running mean; log the mean when Lightning is about to log.
