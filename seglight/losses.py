@@ -63,9 +63,8 @@ def cross_entropy(
         logits = F.interpolate(logits, size=mask.shape[-2:], mode="bilinear", align_corners=align_corners)
 
     try:
-        loss = F.cross_entropy(
-            logits, mask, weight, ignore_index=IGNORE_INDEX, reduction="sum" if pixel_weight is None else "none"
-        )
+        # Not summed by the kernel: on a GPU its sum takes the pixels in any order, so that no two runs have equal bits.
+        loss = F.cross_entropy(logits, mask, weight, ignore_index=IGNORE_INDEX, reduction="none")
     except IndexError as error:  # torch checks labels on the CPU, so a check of our own would be time lost
         values = mask.unique()
         illegal = values[(values < 0) | ((values >= classes) & (values != IGNORE_INDEX))].tolist()
@@ -74,8 +73,7 @@ def cross_entropy(
             f"and {IGNORE_INDEX} (ignore) are legal. Map other values to {IGNORE_INDEX} in the dataset, or check the "
             "number of classes."
         ) from error
-    if pixel_weight is not None:
-        loss = (loss * pixel_weight).sum()
+    loss = (loss if pixel_weight is None else loss * pixel_weight).sum()
     if reduction == "sum":
         return loss
 

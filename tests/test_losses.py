@@ -136,3 +136,22 @@ def test_shapes_that_do_not_fit_are_refused(batch):
         cross_entropy(logits, mask, pixel_weight=torch.ones(2, 6, 6))
     with pytest.raises(ValueError, match="reduction is 'none'"):
         cross_entropy(logits, mask, reduction="none")
+
+
+def test_no_kernel_sums_the_pixels():
+    """On a GPU that sum is not reproducible; torch refuses it when told to be deterministic."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    reductions = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.name() == "aten::nll_loss2d_forward":
+                reductions.append(args[3])
+            return function(*args, **(kwargs or {}))
+
+    logits, mask = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    with Watch():
+        for options in ({}, {"reduction": "sum"}, {"weight": [1.0, 2.0, 3.0]}, {"pixel_weight": torch.rand(2, 4, 4)}):
+            cross_entropy(logits, mask, **options)
+    assert reductions == [0] * 4
