@@ -75,6 +75,27 @@ def test_a_run_goes_on_as_it_was_on_another_device(monkeypatch, tmp_path, optimi
         torch.testing.assert_close(run(first, then), cpu, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("crop", "expected"), [(16, [False, True, True, True]), (None, [False] * 4)])
+def test_kernels_are_chosen_by_trial_for_crops_of_one_size_alone(monkeypatch, crop, expected):
+    """And neither in the sanity check nor in a validation, where each image may have a size of its own."""
+    seen = {"train": [], "val": []}
+
+    class Watched(Tiny):
+        def training_step(self, batch, batch_idx):
+            seen["train"].append(torch.backends.cudnn.benchmark)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            seen["val"].append(torch.backends.cudnn.benchmark)
+            return super().validation_step(batch, batch_idx)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    model = Watched(num_classes=4, loss_weights={"out": 1.0, "aux": 0.4})
+    data = Blocks(crop=crop, scale=(1.0, 1.0), batch_size=1, seed=3)
+    Trainer(accelerator="cpu", max_steps=4, val_check_interval=2, benchmark=True, **QUIET).fit(model, data)
+    assert seen["train"] == expected and len(seen["val"]) > 4 and not any(seen["val"])
+
+
 JOB = """
     import sys
     import torch

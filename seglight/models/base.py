@@ -134,7 +134,8 @@ class BaseModel(RemembersArguments, LightningModule):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self._losses: dict[str, Tensor] = {}
         self._loss_count = 0
-        self._seed = 0
+        self._seed, self._benchmark = 0, False
+        self._shape: tuple[int, ...] | None = None
         self.batch_norm = batch_norm
         if batch_norm == "frozen":
             for layer in self._batch_norms():
@@ -226,6 +227,7 @@ class BaseModel(RemembersArguments, LightningModule):
         self.channels_last = self.on_gpu
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self._benchmark = torch.backends.cudnn.benchmark
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))  # that of Lightning's seed_everything
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -240,6 +242,22 @@ class BaseModel(RemembersArguments, LightningModule):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` notes the stack for each device it may have
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        image = batch["image"]
+        shape = tuple(image.shape) if isinstance(image, Tensor) else None
+        torch.backends.cudnn.benchmark = self._benchmark and shape is not None and shape == self._shape
+        self._shape = shape
+
+    def on_validation_start(self) -> None:
+        """`trainer.benchmark` is for crops of one size: at each new size cuDNN would try all its kernels anew."""
+        torch.backends.cudnn.benchmark = False
+
+    def on_test_start(self) -> None:
+        """As for a validation."""
+        torch.backends.cudnn.benchmark = False
+
+    def on_predict_start(self) -> None:
+        """As for a validation."""
+        torch.backends.cudnn.benchmark = False
 
     def track(self, losses: dict[str, Tensor]) -> None:
         """Add one step's losses to the running mean; log the mean when Lightning is about to log.
