@@ -1,7 +1,8 @@
-"""What a GPU changes by default, channels_last and a fused optimiser, tried on the CPU, which knows both."""
+"""What a GPU changes by default, channels_last and a fused optimiser, tried on the CPU, which knows both; and ranks."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -127,3 +128,33 @@ def test_ranks_share_the_gradients_of_channels_last_weights(tmp_path):
     first, last = torch.load(tmp_path / "weights.pt", weights_only=True)
     assert (first - tiny().network.backbone.weight).abs().max() > 1e-3
     torch.testing.assert_close(last, first, rtol=1e-5, atol=1e-6)
+
+
+LONELY = """
+    import json
+    import sys
+    from datetime import timedelta
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.strategies import DDPStrategy
+    from test_gpu_defaults import QUIET, tiny
+    from tiny import Blocks
+
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+    model, data = tiny(), Blocks(seed=3, val_size=1, workers=1)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=2, val_check_interval=1, **QUIET)
+    trainer.fit(model, data)
+    fitted = float(trainer.callback_metrics["val/mIoU"])
+    (validated,) = trainer.validate(model, data, verbose=False)
+    with open(f"{sys.argv[1]}/{trainer.global_rank}.json", "w") as file:
+        json.dump([fitted, validated["val/mIoU"]], file)
+"""
+
+
+def test_a_rank_without_an_image_to_evaluate_keeps_nobody_waiting(tmp_path):
+    (tmp_path / "job.py").write_text(textwrap.dedent(LONELY))
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert zero == one and zero[0] == zero[1] and 0 <= zero[0] <= 1

@@ -18,7 +18,7 @@ from seglight.data.cache import Cached
 from seglight.data.dataset import SemanticDataset
 from seglight.data.faults import FaultySample, Ledger, Loader, Stop
 from seglight.data.findings import DataError, choice
-from seglight.data.samplers import EvalSampler, TrainSampler
+from seglight.data.samplers import NOTHING, EvalSampler, TrainSampler
 from seglight.data.shared import ship
 from seglight.data.transforms import TrainTransform, eval_batch, train_batch
 
@@ -42,7 +42,7 @@ class _View(Dataset):
 
     def __getitems__(self, keys: list[Any]) -> Any:
         try:
-            return self.build(keys)
+            return self.build([key for key in keys if key != NOTHING])
         except FaultySample as fault:
             return Stop(f"Sample {fault.name} cannot be read. {fault}")
         except DataError as error:
@@ -112,6 +112,8 @@ class DataModule(LightningDataModule):
         self.ledger = Ledger()
         """The training samples that were skipped."""
         self._datasets: dict[str, Any] = {}
+        self._sampler: TrainSampler | None = None
+        self._goes_on: dict[str, int] = {}  # where in the stream of batches a resumed run goes on
 
     @property
     def num_classes(self) -> int:
@@ -164,12 +166,15 @@ class DataModule(LightningDataModule):
         """Training batches: endless passes over the shuffled data."""
         trainer, data = self.trainer, self.split("train")
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        batches, skip = max(1, len(data) // (self.batch_size * world)), 0
+        batches, position = max(1, len(data) // (self.batch_size * world)), self._goes_on
         if trainer and trainer.max_steps > 0:
             batches = trainer.max_steps * trainer.accumulate_grad_batches
-            skip = trainer.global_step * trainer.accumulate_grad_batches
-        sampler = TrainSampler(len(data), self.batch_size, batches, self.seed, rank, world, skip, self.apart())
-        return self._train_loader(sampler)
+            position = position or {"skip": trainer.global_step * trainer.accumulate_grad_batches}  # early checkpoints
+        self._goes_on = {}
+        self._sampler = TrainSampler(
+            len(data), self.batch_size, batches, self.seed, rank, world, apart=self.apart(), **position
+        )
+        return self._train_loader(self._sampler)
 
     def train_batches(self, count: int) -> DataLoader:
         """The first `count` training batches of this rank, apart from any training that is going on."""
@@ -221,12 +226,20 @@ class DataModule(LightningDataModule):
         return self._eval_dataloader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: the samples that were skipped, if any."""
-        return {"faulty": dict(self.ledger.reasons)} if self.ledger.reasons else {}
+        """For checkpoints: where in the stream of batches the training is, and the samples that were skipped, if any."""
+        state: dict[str, Any] = {"faulty": dict(self.ledger.reasons)} if self.ledger.reasons else {}
+        if self.trainer is not None and self.trainer.state.fn == "fit" and self._sampler is not None:
+            loop = self.trainer.fit_loop
+            start = self._sampler.start_of(loop.epoch_progress.current.ready - 1)
+            seen = loop.epoch_loop.batch_progress.current.ready
+            whole = seen >= self.trainer.num_training_batches
+            state["position"] = {"start": start + whole * self._sampler.batches, "skip": 0 if whole else seen}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.ledger.reasons.update(state_dict.get("faulty", {}))
+        self._goes_on = dict(state_dict.get("position", {}))
 
     def teardown(self, stage: str) -> None:
         """After training, say which samples took no part in it; rank 0 does so for all."""

@@ -12,6 +12,10 @@ import numpy as np
 from torch.utils.data import DistributedSampler
 
 
+NOTHING = -1
+"""An index that stands for no sample."""
+
+
 class TrainSampler(DistributedSampler):
     """An endless shuffled stream, cut into `batches` global batches per Lightning epoch.
 
@@ -30,7 +34,8 @@ class TrainSampler(DistributedSampler):
         seed: of the shuffle.
         rank: this process, 0 <= rank < world.
         world: number of processes.
-        skip: batches of the current epoch that a resumed run has already seen.
+        skip: batches of the first epoch that a resumed run has already seen.
+        start: batches of the stream before the first epoch of a resumed run; without it, `batches` for each epoch.
         apart: bool (length,), True for samples that share no batch with the others; None if all may meet.
 
     Yields:
@@ -48,9 +53,11 @@ class TrainSampler(DistributedSampler):
         world: int = 1,
         skip: int = 0,
         apart: np.ndarray | None = None,
+        start: int | None = None,
     ):
         super().__init__(range(length), num_replicas=world, rank=rank, seed=seed)
         self.batch_size, self.batches, self.skip = batch_size, batches, skip
+        self.start, self._origin = (0, 0) if start is None else (start, None)
         apart = np.zeros(length, bool) if apart is None else apart
         self.groups = [group for group in (np.flatnonzero(~apart), np.flatnonzero(apart)) if len(group)]
 
@@ -60,7 +67,9 @@ class TrainSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         orders = [(-1, group) for group in self.groups]
-        first = self.epoch * self.batches
+        if self._origin is None:
+            self._origin = self.epoch
+        first = self.start_of(self.epoch)
         skip, self.skip = self.skip, 0
         for step in range(first + skip, first + self.batches):
             which, batch = self._turn(step)
@@ -72,6 +81,10 @@ class TrainSampler(DistributedSampler):
                     key = (self.seed, number, which) if which else (self.seed, number)
                     orders[which] = number, np.random.default_rng(key).permutation(group)
                 yield number, int(orders[which][1][offset])
+
+    def start_of(self, epoch: int) -> int:
+        """How many global batches of the stream lie before an epoch."""
+        return self.start + (epoch - (self._origin or 0)) * self.batches
 
     def _turn(self, step: int) -> tuple[int, int]:
         """Whose global batch this is, and how many that group had before: its share of all batches, rounded down."""
@@ -85,6 +98,9 @@ class TrainSampler(DistributedSampler):
 class EvalSampler(DistributedSampler):
     """Every sample exactly once over all ranks, in order; ranks may differ by one sample.
 
+    A rank without any gets `NOTHING`: it has to take part in what ranks do together, and Lightning leaves it out of an
+    evaluation that has no batch for it, so that the others wait for ever.
+
     Args:
         length: samples in the dataset.
         rank: this process; it takes samples rank, rank + world, ...
@@ -93,7 +109,7 @@ class EvalSampler(DistributedSampler):
 
     def __init__(self, length: int, rank: int = 0, world: int = 1):
         super().__init__(range(length), num_replicas=world, rank=rank, shuffle=False)
-        self.indices = range(rank, length, world)
+        self.indices = range(rank, length, world) or ([NOTHING] if length else [])
 
     def __len__(self) -> int:
         return len(self.indices)

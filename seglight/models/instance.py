@@ -124,6 +124,8 @@ class InstanceModel(BaseModel):
         Returns:
             for each image its objects, in pixels of it, best first.
         """
+        if not images:
+            return []
         sides = self.test_scales or [self.test_short_side]
         looks = [(side, flipped) for side in sides for flipped in ([False, True] if self.test_flip else [False])]
         views = [self._view(images, *look) for look in looks]
