@@ -155,18 +155,19 @@ def over_ranks(images: Mapping[str, Any], work: Callable[[Mapping[str, Any]], An
         return work(images)
     parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(images, parts, dst=0)
-    answer: list[Any] = [None, None]
-    if parts is not None:
-        try:
+    answer: list[Any] = [None, RuntimeError("The scores could not be computed; see the error of rank 0.")]
+    try:
+        if parts is not None:
             whole: dict[str, Any] = {}
             for name, image in (item for part in parts for item in part.items()):
                 if name in whole:
                     raise ValueError(_twice(name))
                 whole[name] = image
             answer = [work(whole), None]
-        except ValueError as error:  # to be raised by all, or the others would wait for ever
-            answer = [None, error]
-    dist.broadcast_object_list(answer, src=0)
+    except ValueError as error:
+        answer = [None, error]
+    finally:  # whatever happened: the others would wait for ever
+        dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]

@@ -6,6 +6,7 @@ import argparse
 import glob
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,8 +53,11 @@ class SemanticPrediction:
         return Image.fromarray(visualize.overlay(self.image, self.labels, self.palette, alpha))
 
     def save(self, path: str | Path) -> None:
-        """Write the label map as a palette PNG of the picture's size, and the overlay beside it as NAME_overlay.jpg."""
-        path = Path(path).with_suffix(".png")
+        """Write the label map as a palette PNG of the picture's size, and the overlay beside it as NAME_overlay.jpg.
+
+        A picture's suffix is replaced; what follows another dot is part of the name.
+        """
+        path = with_suffix(Path(path), ".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         visualize.save_palette_png(path, self.labels, self.palette)
         self.overlay().save(overlay_path(path), quality=92)
@@ -61,6 +65,12 @@ class SemanticPrediction:
     def _repr_png_(self) -> bytes:
         """Notebooks show the overlay."""
         return self.overlay()._repr_png_()
+
+
+def with_suffix(path: Path, suffix: str) -> Path:
+    """The path with this suffix, in place of one that a picture or `suffix` itself may have."""
+    known = path.suffix.lower() in {*SUFFIXES, suffix}
+    return path.with_suffix(suffix) if known else path.with_name(f"{path.name}{suffix}")
 
 
 def overlay_path(path: Path) -> Path:
@@ -72,7 +82,7 @@ def as_array(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     """Any picture as uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
 
     Raises:
-        ValueError: an array of another shape or type.
+        ValueError: an array of another shape or type, a picture of more than 8 bits.
     """
     if isinstance(source, (str, Path)):
         from seglight.data.decode import read_image
@@ -81,6 +91,11 @@ def as_array(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     if not isinstance(source, np.ndarray):
         from PIL import ImageOps
 
+        if source.mode.startswith(("I", "F")):
+            raise ValueError(
+                f'The picture has the mode "{source.mode}", more than 8 bits for each pixel; choose the grey values '
+                f"that matter and bring them to 0..255 first."
+            )
         return np.array(ImageOps.exif_transpose(source).convert("RGB"))
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
         raise ValueError(
@@ -91,6 +106,8 @@ def as_array(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
 
 def find(source: str) -> list[tuple[Path, Path]]:
     """Pictures of a file, a folder (with its subfolders) or a glob pattern, sorted, with their names relative to it.
+
+    Those of a pattern are relative to the folder that they have in common.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -103,7 +120,9 @@ def find(source: str) -> list[tuple[Path, Path]]:
         found = [(p, p.relative_to(path)) for p in files]
         rule = f"it holds no picture ({', '.join(SUFFIXES)})"
     else:
-        found = [(Path(p), Path(Path(p).name)) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
+        files = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
+        common = os.path.commonpath([p.parent for p in files]) if files else ""
+        found = [(p, p.relative_to(common)) for p in files]
         rule = "there is no such file or folder, and as a pattern it matches nothing"
     if not found:
         raise FileNotFoundError(f"Nothing to predict in {source!r}: {rule}.")

@@ -94,7 +94,9 @@ class InstancePrediction:
         """Write NAME.json (COCO results), NAME_overlay.jpg and NAME_objects/000_class_0.98.png, a mask per object."""
         import cv2
 
-        path = Path(path).with_suffix(".json")
+        from seglight.predict import with_suffix
+
+        path = with_suffix(Path(path), ".json")
         folder = path.with_name(f"{path.stem}_objects")
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_coco(path.stem)) + "\n")

@@ -346,3 +346,22 @@ def test_the_ground_truth_of_an_evaluation_stays_on_the_host():
         moved = model.transfer_batch_to_device(batch, torch.device("meta"), 0)
         assert moved["image"][0].device.type == "meta" and moved["image_id"] == ["a"]
         assert moved["target"][0]["boxes"].device.type == expected
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (4000, 2), (3, 5000), (1, 1), (37, 61)])
+def test_strips_keep_a_pixel_of_width(size):
+    """Where both sides are left, the size is what torchvision's detectors make of it."""
+    model = InstanceModel(network=torch.nn.Identity(), num_classes=2)
+    image = torch.rand(3, *size)
+    resized = model.resize(image, 800)
+    scale = min(800 / min(size), 1333 / max(size))
+    assert tuple(resized.shape[1:]) == tuple(max(1, int(side * scale)) for side in size)
+    if min(resized.shape[1:]) > 1:
+        theirs = nn.functional.interpolate(
+            image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
+        )[0]
+        assert torch.equal(resized, theirs)
+
+
+def test_no_images_no_detections():
+    assert InstanceModel(network=torch.nn.Identity(), num_classes=2).detect([]) == []

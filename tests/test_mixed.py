@@ -200,6 +200,18 @@ def test_folders_are_compared_by_file(roots):
         Mixed({"part": part, "all": leaking}, **OPTIONS).split("train")
 
 
+def test_pictures_of_the_test_split_are_as_much_refused(roots):
+    """Those of a part's own test split that another part trains on."""
+    (roots / "one/test").mkdir()
+    for kind in ("images", "masks"):
+        (roots / "one/test" / kind).mkdir()
+        (roots / "one/test" / kind / "last.png").symlink_to(next((roots / "two/train" / kind).iterdir()))
+    whole = {"images": "{split}/images", "masks": "{split}/masks"}
+    one, two = (Folder(str(roots / name), **whole) for name in ("one", "two"))
+    with pytest.raises(DataError, match=r"the test split of one has pictures.*1 samples of two: two/"):
+        Mixed({"one": one, "two": two}, **{**OPTIONS, "evaluate": "one"}).split("train")
+
+
 # ---------------------------------------------------------------- in use
 
 

@@ -122,3 +122,28 @@ def test_test_time_options_and_their_typos(checkpoint, pictures, tmp_path, capsy
     assert main([*words, str(tmp_path / "1"), "--model.test_flip", "true"]) == 0
     assert main([*words, str(tmp_path / "2"), "--model.tset_flip", "true"]) == 2
     assert "--model.tset_flip" in capsys.readouterr().err
+
+
+def test_a_dot_in_a_name_is_no_suffix(checkpoint, pictures, tmp_path):
+    prediction = seglight.load(checkpoint).predict(pictures / "b.png")
+    for name in ("val.2024.000", "val.2024.001", "photo.jpg"):
+        prediction.save(tmp_path / "out" / name)
+    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"val.2024.000.png", "val.2024.001.png", "photo.png"}
+    assert (tmp_path / "out/val.2024.001_overlay.jpg").is_file()
+
+
+def test_a_pattern_keeps_pictures_of_one_name_apart(checkpoint, pictures, tmp_path):
+    for folder in ("x", "y"):
+        (pictures / folder).mkdir()
+        Image.open(pictures / "b.png").save(pictures / folder / "1.png")
+    words = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "out"), "--source"]
+    assert main([*words, str(pictures / "?/1.png")]) == 0
+    assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")} == {"x/1.png", "y/1.png"}
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I;16", np.uint16), ("F", np.float32)])
+def test_pictures_of_more_than_8_bits_are_refused_however_they_come(checkpoint, mode, dtype):
+    ramp = Image.fromarray(np.linspace(0, 60000, 400).reshape(20, 20).astype(dtype))
+    assert ramp.mode == mode
+    with pytest.raises(ValueError, match=f'mode "{mode}", more than 8 bits'):
+        seglight.load(checkpoint).predict(ramp)

@@ -62,3 +62,11 @@ def test_twice_resumed(tmp_path):
 def test_a_longer_run_goes_on_where_the_short_one_ended(tmp_path):
     first = train(Record(tmp_path / "last.ckpt", 4), max_steps=4)
     assert first + train(Record(), tmp_path / "last.ckpt", max_steps=9) == train(Record(), max_steps=9)
+
+
+@pytest.mark.parametrize("count", [2, 0.5])
+def test_a_few_batches_can_be_learned_by_heart(count):
+    """trainer.overfit_batches, for which Lightning takes samples in their order."""
+    seen = train(Record(), max_epochs=3, overfit_batches=count)
+    names = [batch[0] for batch in seen]
+    assert names == 3 * [("scene0", "scene1"), ("scene2", "scene3")]

@@ -31,17 +31,20 @@ Split = Literal["train", "val", "test"]
 class _View(Dataset):
     """Lets a DataLoader worker build a whole batch at once, each sample written straight into its slot.
 
-    What cannot be read comes back as a `Stop`.
+    What cannot be read comes back as a `Stop`. In training a key without its pass, as Lightning gives it for
+    `trainer.overfit_batches`, is of the first one.
     """
 
-    def __init__(self, length: int, build: Callable[[list[Any]], Any]):
-        self.length, self.build = length, build
+    def __init__(self, length: int, build: Callable[[list[Any]], Any], train: bool = False):
+        self.length, self.build, self.train = length, build, train
 
     def __len__(self) -> int:
         return self.length
 
     def __getitems__(self, keys: list[Any]) -> Any:
         try:
+            if self.train:
+                return self.build([key if isinstance(key, tuple) else (0, key) for key in keys])
             return self.build([key for key in keys if key != NOTHING])
         except FaultySample as fault:
             return Stop(f"Sample {fault.name} cannot be read. {fault}")
@@ -193,7 +196,7 @@ class DataModule(LightningDataModule):
         return 0
 
     def _train_loader(self, sampler: TrainSampler) -> DataLoader:
-        view = _View(len(self.split("train")), self.train_builder())
+        view = _View(len(self.split("train")), self.train_builder(), train=True)
         advice = "To leave such samples out of training, say data.faulty_samples: skip."
         return Loader(
             view,
@@ -226,7 +229,7 @@ class DataModule(LightningDataModule):
         return self._eval_dataloader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: where in the stream of batches the training is, and the samples that were skipped, if any."""
+        """For checkpoints: where in the stream of batches the training is, and which samples were skipped."""
         state: dict[str, Any] = {"faulty": dict(self.ledger.reasons)} if self.ledger.reasons else {}
         if self.trainer is not None and self.trainer.state.fn == "fit" and self._sampler is not None:
             loop = self.trainer.fit_loop

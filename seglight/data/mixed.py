@@ -83,7 +83,12 @@ class Mixed(SemanticDataModule):
 
     def _refuse_leaks(self, data: dict[str, SemanticDataset]) -> None:
         judge = self.parts[self.evaluate]
-        judged = _keys(judge, judge.split("val"))
+        self._refuse_overlap(data, judge.split("val"), "validation")
+        with suppress(FileNotFoundError):  # it may be missing as long as nobody tests
+            self._refuse_overlap(data, judge.split("test"), "test")
+
+    def _refuse_overlap(self, data: dict[str, SemanticDataset], samples: SemanticDataset, split: str) -> None:
+        judged = _keys(self.parts[self.evaluate], samples)
         found = []
         for name, part in self.parts.items():
             keys = _keys(part, data[name])
@@ -92,7 +97,7 @@ class Mixed(SemanticDataModule):
                 found.append(f"{len(both)} samples of {name}: {listing(names, 3)}")
         if found:
             raise DataError(
-                f"Mixed: the validation split of {self.evaluate} has pictures that are trained on, so its scores would "
+                f"Mixed: the {split} split of {self.evaluate} has pictures that are trained on, so its scores would "
                 f"mean nothing: {'; '.join(found)}. Choose other splits of these parts."
             )
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import DistributedSampler
 
-
 NOTHING = -1
 """An index that stands for no sample."""
 

@@ -92,9 +92,8 @@ class InstanceModel(BaseModel):
             return image
         low, high = sorted(image.shape[-2:])
         scale = min(short_side / low, self.test_long_side / high)
-        return nn.functional.interpolate(
-            image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
-        )[0]
+        size = [max(1, int(side * scale)) for side in image.shape[-2:]]
+        return nn.functional.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
 
     def _view(self, images: list[Tensor], short_side: int | None, flipped: bool) -> list[Detections]:
         """Detections of one look at the images, in pixels of the images."""
