@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,22 @@ def test_a_job_that_slurm_put_back_goes_on(here, monkeypatch, capsys):
     newer.write_bytes(older.read_bytes())
     os.utime(older, (1, 1))
     assert newest_checkpoint(run) == newer
+    content = torch.load(newer, weights_only=True)
+    trained, validated = (
+        content["loops"]["fit_loop"][f"epoch_loop.{name}batch_progress"] for name in ("", "val_loop.")
+    )
+    assert newest_checkpoint(run, accumulate=2) == older  # gradients of the next step would be lost
+    for counts, name, value in (
+        (trained["current"], "ready", trained["current"]["ready"] + 1),  # in the middle of a step
+        (validated["current"], "ready", validated["current"]["ready"] + 1),  # of a validation
+        (validated, "is_last_batch", False),
+    ):
+        kept, counts[name] = counts[name], value
+        torch.save(content, newer)
+        assert newest_checkpoint(run) == older, name
+        counts[name] = kept
+    torch.save(content, newer)
+    assert newest_checkpoint(run) == newer
     os.utime(newer, (0, 0))
     assert newest_checkpoint(run) == older
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
@@ -282,7 +299,7 @@ def test_tensorboard_is_one_more_part(here, capsys):
     config = printed(capsys, "-c", "e.yaml", "-c", str(ROOT / "experiments/_base/tensorboard.yaml"))
     assert [logger["class_path"].rpartition(".")[2] for logger in config["trainer"]["logger"]] == [
         "CSVLogger",
-        "TensorBoardLogger",
+        "TensorBoard",
     ]
 
 
@@ -302,7 +319,6 @@ def test_every_shipped_experiment_resolves(path, capsys):
         (None, 4, 1, 1),
         (50, 100, 3, 150),
         (500, 100, 1, 100),
-        (None, -1, 1, None),
     ],
 )
 def test_validation_interval(every, steps, accumulate, expected):
@@ -352,3 +368,48 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path):
         for name in ("run", "ddp")
     ]
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--trainer.max_epochs", "2"],
+        ["--trainer.max_steps", "-1"],
+        ["--trainer.max_steps", "-1", "--trainer.max_epochs", "2"],
+    ],
+)
+def test_the_length_of_a_run_is_counted_in_steps_alone(here, capsys, words):
+    """Else it could end without a checkpoint, or with steps that nobody scored."""
+    assert "Give trainer.max_steps" in refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, *words)
+
+
+def test_what_lightning_refuses_is_one_paragraph(here, capsys):
+    words = ["--model", "Tiny", "--data", "Blocks", *FAST, "--trainer.devices", "0"]
+    assert refused(capsys, "fit", *words)
+
+
+def test_the_second_of_two_nodes_leaves_the_run_folder_to_the_first(here, monkeypatch):
+    """Without SLURM or torchrun no process of it knows its rank before the ranks have met."""
+    assert fit("--out", "run") == 0
+    (here / "run/mine.txt").write_text("kept")
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert fit("--out", "run", "--overwrite") == 0
+    assert (here / "run/mine.txt").exists()
+
+
+def test_a_moved_run_keeps_its_best_score(here):
+    """Lightning forgets it where the folder's path has changed."""
+    assert fit("--out", "run", "--val_every", "2") == 0
+    content = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    (key,) = [key for key in content["callbacks"] if key.startswith("ModelCheckpoint") and "val/mIoU" in key]
+    state = content["callbacks"][key]
+    state["best_model_score"] = state["kth_value"] = torch.tensor(0.99)
+    state["best_k_models"] = {path: torch.tensor(0.99) for path in state["best_k_models"]}
+    torch.save(content, "run/checkpoints/last.ckpt")
+    best = (here / "run/checkpoints/best.ckpt").read_bytes()
+    shutil.move("run", "moved")
+    assert fit("--out", "moved", "--val_every", "2", "--trainer.max_steps", "6", "--resume") == 0
+    again = torch.load("moved/checkpoints/last.ckpt", weights_only=True)["callbacks"][key]
+    assert again["best_model_score"] == pytest.approx(0.99)
+    assert Path(again["best_model_path"]).parts[-3:] == ("moved", "checkpoints", "best.ckpt")
+    assert (here / "moved/checkpoints/best.ckpt").read_bytes() == best

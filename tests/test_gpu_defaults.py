@@ -13,8 +13,9 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from tiny import Blocks, Tiny
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from seglight.models.base import BaseModel
+from seglight.models.base import BaseModel, _settle
 
 ROOT = Path(__file__).parents[1]
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
@@ -76,6 +77,22 @@ def test_a_run_goes_on_as_it_was_on_another_device(monkeypatch, tmp_path, optimi
         torch.testing.assert_close(run(first, then), cpu, rtol=1e-5, atol=1e-6)
 
 
+def test_steps_are_counted_where_the_kernel_looks_for_them():
+    """On the device by a fused AdamW, on the host by others, wherever the checkpoint is from."""
+    with FakeTensorMode():
+        weight = torch.nn.Parameter(torch.empty(3, 4, device="cuda"))
+        optimizer = torch.optim.AdamW([weight], fused=None)
+        for fused, device in ((True, "cuda"), (None, "cpu")):
+            state = {
+                "step": torch.empty((), device="cpu" if fused else "cuda"),
+                "exp_avg": torch.empty(3, 4, device="cuda"),
+            }
+            optimizer.state[weight] = state
+            _settle(optimizer, fused=fused)
+            assert optimizer.state[weight]["step"].device.type == device
+            assert optimizer.param_groups[0]["fused"] is fused
+
+
 @pytest.mark.parametrize(("crop", "expected"), [(16, [False, True, True, True]), (None, [False] * 4)])
 def test_kernels_are_chosen_by_trial_for_crops_of_one_size_alone(monkeypatch, crop, expected):
     """And neither in the sanity check nor in a validation, where each image may have a size of its own."""
@@ -101,7 +118,7 @@ JOB = """
     import sys
     import torch
     from pytorch_lightning import Trainer
-    from seglight.models.base import BaseModel
+    from seglight.models.base import BaseModel, _settle
     from test_gpu_defaults import QUIET, tiny
     from tiny import Blocks
 

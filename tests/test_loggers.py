@@ -450,3 +450,20 @@ def test_pictures_and_tables_for_any_logger(tmp_path):
     events.Reload()
     assert set(events.Tags()["images"]) == {"val/picture/a", "val/picture/b"}
     assert any("val_class/table" in tag for tag in events.Tags()["tensors"])
+
+
+def test_a_board_that_cannot_be_written_does_not_stop_training(tmp_path, monkeypatch, capsys):
+    from seglight.loggers.tensorboard import TensorBoard
+
+    board = TensorBoard(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    for name in ("add_scalar", "add_scalars", "flush", "close", "add_hparams"):
+        monkeypatch.setattr(type(board.experiment), name, full, raising=False)
+    board.log_metrics({"val/mIoU": 0.5}, 3)
+    board.log_hyperparams({"lr": 0.1})
+    board.save()
+    board.finalize("success")
+    assert "TensorBoard.log_metrics failed, training goes on" in capsys.readouterr().err

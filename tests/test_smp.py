@@ -130,3 +130,16 @@ def test_smp_is_imported_only_when_a_network_is_built(monkeypatch):
     spec.loader.exec_module(fresh)
     with pytest.raises(ImportError):
         fresh.SMPNetwork(3)
+
+
+@pytest.mark.parametrize("encoder", ["timm-efficientnet-b0", "tu-regnetx_002"])
+def test_synchronised_batch_norm_keeps_the_activations(encoder):
+    """timm's batch norms contain theirs, and torch's conversion, which several GPUs train with, drops it."""
+    network = SMPNetwork(3, "Unet", encoder).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(image)["out"]
+        assert torch.equal(torch.nn.SyncBatchNorm.convert_sync_batchnorm(network).eval()(image)["out"], expected)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.callbacks import ModelCheckpoint
-
+from seglight.callbacks.best import Checkpoints
 from seglight.callbacks.guard import Guard
 from seglight.callbacks.pictures import Pictures
 from seglight.callbacks.predictions import Predictions
@@ -44,8 +43,8 @@ def trainer_parts(
             Pictures(),
             Predictions(),
             Progress(monitor=monitor, show=show),
-            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **keep),
-            ModelCheckpoint(filename="last", **keep),
+            Checkpoints(filename="best", monitor=monitor, mode="max", **keep),
+            Checkpoints(filename="last", **keep),
         ],
         "logger": [RunLogger(out), *loggers],
         "plugins": [AtomicCheckpointIO()],

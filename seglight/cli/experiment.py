@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ActionYesNo, get_loader, set_loader
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from seglight import data, models
 from seglight.callbacks.parts import trainer_parts
@@ -112,8 +113,6 @@ def validation_interval(val_every: int | None, max_steps: int, accumulate: int) 
     The last step is always one that is scored: a given interval must divide max_steps, the default is the nearest
     divisor that gives ten validations or fewer.
     """
-    if max_steps <= 0:
-        return None if val_every is None else val_every * accumulate
     if val_every is None:
         val_every = next(max_steps // n for n in range(min(10, max_steps), 0, -1) if max_steps % n == 0)
     val_every = min(val_every, max_steps)
@@ -158,6 +157,12 @@ class ExperimentCLI(LightningCLI):
         self._refuse_linked(config)
         _refuse_other_task(config)
         trainer = config.trainer
+        if self.subcommand == "fit" and (trainer.max_steps < 1 or trainer.max_epochs not in (None, -1)):
+            raise UsageError(
+                f"trainer.max_steps is {trainer.max_steps} and trainer.max_epochs {trainer.max_epochs}, but the length "
+                f"of a run is counted in optimiser steps alone. Give trainer.max_steps; one pass over the images takes "
+                f"their number divided by data.batch_size, the devices and trainer.accumulate_grad_batches."
+            )
         interval = validation_interval(config.val_every, trainer.max_steps, trainer.accumulate_grad_batches)
         if trainer.val_check_interval is not None:
             raise UsageError("trainer.val_check_interval counts batches; give val_every, in optimiser steps, instead.")
@@ -188,7 +193,8 @@ class ExperimentCLI(LightningCLI):
 
         on_gpu = torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
         if trainer.precision is None:
-            trainer.precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+            fast = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+            trainer.precision = "bf16-mixed" if fast else "32-true"
         elif "bf16" in str(trainer.precision) and not on_gpu:
             warnings.warn(
                 f"trainer.precision is {trainer.precision} on a CPU: most CPUs emulate bf16 and train 10 to 30 times "
@@ -202,12 +208,13 @@ class ExperimentCLI(LightningCLI):
 
     def _run_dir(self, config: Any) -> Path:
         """The run folder, free to write to: named, checked, and emptied only when asked."""
-        first = rank_zero_only.rank == 0
+        # Of several nodes without SLURM or torchrun each takes itself for the first, until the ranks have met.
+        first = rank_zero_only.rank == 0 and int(os.environ.get("NODE_RANK") or 0) == 0
         if self.subcommand != "fit":
             return _free(Path(config.get("out") or _run_of(config) / self.subcommand))
         path = Path(config.out or Path("runs") / experiment_name(config))
         if requeued() and (path / "config.yaml").is_file():
-            newest = newest_checkpoint(path)
+            newest = newest_checkpoint(path, config.trainer.accumulate_grad_batches)
             config.resume, config.overwrite = newest is not None, newest is None
             config.ckpt_path = str(newest) if newest else config.ckpt_path
             if newest:
@@ -261,10 +268,26 @@ def requeued() -> bool:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
-def newest_checkpoint(path: Path) -> Path | None:
-    """Of a run folder: `last.ckpt`, or what Lightning saved on SLURM's signal that the job must make room."""
-    found = [*path.glob("hpc_ckpt_*.ckpt"), *path.glob("checkpoints/last.ckpt")]
+def newest_checkpoint(path: Path, accumulate: int = 1) -> Path | None:
+    """Of a run folder: `last.ckpt`, or what Lightning saved on SLURM's signal that the job must make room.
+
+    The signal comes at any moment. What was saved in the middle of a step, of a validation, or of the batches whose
+    gradients are added up, is left alone: going on from there would not be the run that was interrupted.
+    """
+    saved = [file for file in path.glob("hpc_ckpt_*.ckpt") if _between_steps(file, accumulate)]
+    found = [*saved, *path.glob("checkpoints/last.ckpt")]
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _between_steps(checkpoint: Path, accumulate: int) -> bool:
+    from seglight.checkpoints import read
+
+    content = read(str(checkpoint))
+    loops = content["loops"]["fit_loop"]
+    trained, validated = (loops[f"epoch_loop.{name}batch_progress"] for name in ("", "val_loop."))
+    whole = all(len(set(progress["current"].values())) == 1 for progress in (trained, validated))
+    pending = trained["total"]["completed"] != content["global_step"] * accumulate
+    return whole and not pending and (validated["is_last_batch"] or not validated["current"]["ready"])
 
 
 def _class(path: str) -> type:
@@ -422,7 +445,7 @@ def main(argv: list[str]) -> int:
                 parser_kwargs={"parser_mode": "seglight"},
                 args=completed,
             )
-    except (UsageError, FileNotFoundError, ValueError, FloatingPointError, OSError) as error:
+    except (UsageError, MisconfigurationException, ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SEGLIGHT_TRACEBACK"):
             raise
         message = str(error)  # one of ours, which jsonargparse may have wrapped

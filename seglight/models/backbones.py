@@ -182,7 +182,7 @@ class Backbone(nn.Module):
                 f"{self.name} cannot be dilated to output stride {output_stride}; set {self._nominal[-1]}."
             ) from error
         self._apply_rule(body, output_stride or self._nominal[-1])
-        _split_activations(body)
+        split_activations(body)
         if xception:
             _dilate_xception(body.model, output_stride or self._nominal[-1])
         if self.raw_taps:
@@ -246,7 +246,7 @@ def dilate(block: nn.Module, rate: int) -> None:
             conv.dilation = conv.padding = (rate, rate)
 
 
-def _split_activations(body: nn.Module) -> None:
+def split_activations(body: nn.Module) -> None:
     """Take activations out of timm's batch norms: torch's conversion to SyncBatchNorm would silently drop them."""
     from timm.layers import BatchNormAct2d
 

@@ -288,7 +288,7 @@ class BaseModel(RemembersArguments, LightningModule):
         Fused on a GPU, unless gradients are clipped: Lightning has no clipping for fused optimisers.
         """
         groups = self.parameter_groups()
-        fused = self.on_gpu and not self.trainer.gradient_clip_val
+        fused = True if self.on_gpu and not self.trainer.gradient_clip_val else None  # None is torch's own choice
         if self.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
         else:
@@ -355,10 +355,11 @@ class BaseModel(RemembersArguments, LightningModule):
         return {name for name in names - self.free if not name.startswith("test_")}
 
 
-def _settle(optimizer: torch.optim.Optimizer, *, fused: bool) -> None:
+def _settle(optimizer: torch.optim.Optimizer, *, fused: bool | None) -> None:
     """Make a loaded state that of this device: a file of another one brings its `fused` and its memory layout.
 
     A fused kernel walks through a weight and its momentum side by side, in memory: of two layouts it makes nonsense.
+    And it counts steps on the device, where the others count them on the host.
     """
     for group in optimizer.param_groups:
         group["fused"] = fused
@@ -367,6 +368,8 @@ def _settle(optimizer: torch.optim.Optimizer, *, fused: bool) -> None:
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            if isinstance(steps := state.get("step"), Tensor):
+                state["step"] = steps.to(parameter.device if fused else "cpu", torch.float32)
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seglight.models.backbones import split_activations
 from seglight.models.base import PREPROCESSING
 from seglight.models.semantic import SemanticModel
 
@@ -66,6 +67,7 @@ class SMPNetwork(nn.Module):
             classes=num_classes,
             **(options or {}),
         )
+        split_activations(self.model)
         stride = self.model.encoder.output_stride
         # Beyond what smp checks itself: DPT halves its token grid once, PAN pools the last features down to an eighth.
         self.multiple = stride * 2 if arch.lower() == "dpt" else stride
