@@ -173,7 +173,7 @@ def test_nothing_is_said_when_nothing_is_wrong(tmp_path, caplog):
         default_root_dir=tmp_path, limit_val_batches=0, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(Tiny(num_classes=4, classes=list(data.classes)), data)
-    assert "could not be read" not in caplog.text and data.state_dict() == {}
+    assert "could not be read" not in caplog.text and "faulty" not in data.state_dict()
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert "Blocks" not in torch.load(tmp_path / "a.ckpt", weights_only=True)
 

@@ -269,3 +269,12 @@ def test_base_is_a_lightning_module_that_says_what_it_needs():
     assert issubclass(BaseModel, pl.LightningModule)
     with pytest.raises(TypeError, match="num_classes"):
         Tiny()
+
+
+def test_a_resumed_curve_goes_on_with_the_losses_since_the_last_point():
+    first, second = Tiny(num_classes=4), Tiny(num_classes=4)
+    first._losses, first._loss_count = {"loss": torch.tensor(6.0)}, 3
+    content = {"state_dict": first.state_dict()}
+    first.on_save_checkpoint(content)
+    second.on_load_checkpoint(content)
+    assert second.running_losses() == {"loss": torch.tensor(2.0)} and second._loss_count == 3

@@ -330,6 +330,7 @@ class BaseModel(RemembersArguments, LightningModule):
             "preprocessing": self.preprocessing,
             "classes": self.classes,
             "palette": self.palette,
+            "running": {"losses": {name: v.cpu() for name, v in self._losses.items()}, "count": self._loss_count},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -337,6 +338,8 @@ class BaseModel(RemembersArguments, LightningModule):
         stored = checkpoint.get("seglight")
         if stored is None:
             return
+        running = stored.get("running", {"losses": {}, "count": 0})
+        self._losses, self._loss_count = dict(running["losses"]), running["count"]  # the curve goes on, too
         for name in sorted(self.architecture()):
             ours, theirs = _plain(self.init_args.get(name)), _plain(stored["init_args"].get(name))
             if name in stored["init_args"] and ours != theirs:
