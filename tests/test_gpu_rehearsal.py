@@ -147,7 +147,8 @@ class Waits(TorchDispatchMode):
         by_mask = name in ("index", "index_put", "index_put_") and any(
             i is not None and i.dtype == torch.bool for i in args[1]
         )
-        self.count += name in self.OPERATORS or by_mask
+        fills = name.startswith("index_put") and args[2].numel() == 1  # one value for all: masked_fill, within torch
+        self.count += name in self.OPERATORS or (by_mask and not fills)
         return function(*args, **(kwargs or {}))
 
     def asking(self, method):
