@@ -22,7 +22,7 @@ QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", 
 
 
 def pretend(monkeypatch, on_gpu):
-    monkeypatch.setattr(BaseModel, "on_gpu", property(lambda self: on_gpu))
+    monkeypatch.setattr(BaseModel, "trains_on_gpu", property(lambda self: on_gpu))
 
 
 def fit(model, steps, path=None, **options):
@@ -124,7 +124,7 @@ JOB = """
 
     weights = []
     for on_gpu in (False, True):
-        BaseModel.on_gpu = property(lambda self: on_gpu)
+        BaseModel.trains_on_gpu = property(lambda self: on_gpu)
         model = tiny()
         trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=3, limit_val_batches=0,
                           use_distributed_sampler=False, **QUIET)

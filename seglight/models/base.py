@@ -215,7 +215,7 @@ class BaseModel(RemembersArguments, LightningModule):
     # ------------------------------------------------------------------ training
 
     @property
-    def on_gpu(self) -> bool:
+    def trains_on_gpu(self) -> bool:
         """Whether the trainer runs on GPUs, where channels_last and a fused optimiser are the default."""
         return bool(self.trainer.strategy.root_device.type == "cuda")
 
@@ -224,7 +224,7 @@ class BaseModel(RemembersArguments, LightningModule):
 
         This is early enough: DDP's buckets would hand gradients of another layout to weights that change theirs later.
         """
-        self.channels_last = self.on_gpu
+        self.channels_last = self.trains_on_gpu
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self._benchmark = torch.backends.cudnn.benchmark
@@ -288,7 +288,7 @@ class BaseModel(RemembersArguments, LightningModule):
         Fused on a GPU, unless gradients are clipped: Lightning has no clipping for fused optimisers.
         """
         groups = self.parameter_groups()
-        fused = True if self.on_gpu and not self.trainer.gradient_clip_val else None  # None is torch's own choice
+        fused = True if self.trains_on_gpu and not self.trainer.gradient_clip_val else None  # None is torch's own choice
         if self.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
         else:
