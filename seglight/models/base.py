@@ -288,7 +288,8 @@ class BaseModel(RemembersArguments, LightningModule):
         Fused on a GPU, unless gradients are clipped: Lightning has no clipping for fused optimisers.
         """
         groups = self.parameter_groups()
-        fused = True if self.trains_on_gpu and not self.trainer.gradient_clip_val else None  # None is torch's own choice
+        # None is torch's own choice: one kernel per operation on a GPU, a loop over the weights on a CPU.
+        fused = True if self.trains_on_gpu and not self.trainer.gradient_clip_val else None
         if self.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
         else:
