@@ -13,8 +13,9 @@ import torch
 import yaml
 
 import seglight
+from seglight.checkpoints import newest_checkpoint
 from seglight.cli import main
-from seglight.cli.experiment import UsageError, load_yaml, newest_checkpoint, validation_interval
+from seglight.cli.experiment import UsageError, load_yaml, validation_interval
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if "_base" not in p.parts)

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from seglight import data, models
 from seglight.callbacks.parts import trainer_parts
-from seglight.checkpoints import STARTS
+from seglight.checkpoints import STARTS, newest_checkpoint
 from seglight.cli.errors import LINKED, explain, linked, subclasses
 from seglight.data.base import DataModule
 from seglight.models.base import BaseModel
@@ -266,28 +266,6 @@ def _refuse_other_task(config: Any) -> None:
 def requeued() -> bool:
     """Whether SLURM has put this job back into the queue: the same command then means to go on, not to start anew."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
-
-
-def newest_checkpoint(path: Path, accumulate: int = 1) -> Path | None:
-    """Of a run folder: `last.ckpt`, or what Lightning saved on SLURM's signal that the job must make room.
-
-    The signal comes at any moment. What was saved in the middle of a step, of a validation, or of the batches whose
-    gradients are added up, is left alone: going on from there would not be the run that was interrupted.
-    """
-    saved = [file for file in path.glob("hpc_ckpt_*.ckpt") if _between_steps(file, accumulate)]
-    found = [*saved, *path.glob("checkpoints/last.ckpt")]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
-
-
-def _between_steps(checkpoint: Path, accumulate: int) -> bool:
-    from seglight.checkpoints import read
-
-    content = read(str(checkpoint))
-    loops = content["loops"]["fit_loop"]
-    trained, validated = (loops[f"epoch_loop.{name}batch_progress"] for name in ("", "val_loop."))
-    whole = all(len(set(progress["current"].values())) == 1 for progress in (trained, validated))
-    pending = trained["total"]["completed"] != content["global_step"] * accumulate
-    return whole and not pending and (validated["is_last_batch"] or not validated["current"]["ready"])
 
 
 def _class(path: str) -> type:
