@@ -233,7 +233,8 @@ class BaseModel(RemembersArguments, LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let dropout, and samples that a detector draws, depend on the run's seed, the step and the rank alone.
 
-        Otherwise a resumed run would draw anew, and not be the run that was interrupted.
+        Otherwise a resumed run would draw anew, and not be the run that was interrupted. And let cuDNN try its kernels
+        only where the batch has the size of the one before.
         """
         trainer = self.trainer
         part = batch_idx % trainer.accumulate_grad_batches
