@@ -98,23 +98,3 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", **overrides
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     return model.to(map_location).eval()
-
-
-def newest_checkpoint(path: Path, accumulate: int = 1) -> Path | None:
-    """Of a run folder: `last.ckpt`, or what Lightning saved on SLURM's signal that the job must make room.
-
-    The signal comes at any moment. What was saved in the middle of a step, of a validation, or of the batches whose
-    gradients are added up, is left alone: going on from there would not be the run that was interrupted.
-    """
-    saved = [file for file in path.glob("hpc_ckpt_*.ckpt") if _between_steps(file, accumulate)]
-    found = [*saved, *path.glob("checkpoints/last.ckpt")]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
-
-
-def _between_steps(checkpoint: Path, accumulate: int) -> bool:
-    content = read(str(checkpoint))
-    loops = content["loops"]["fit_loop"]
-    trained, validated = (loops[f"epoch_loop.{name}batch_progress"] for name in ("", "val_loop."))
-    whole = all(len(set(progress["current"].values())) == 1 for progress in (trained, validated))
-    pending = trained["total"]["completed"] != content["global_step"] * accumulate
-    return whole and not pending and (validated["is_last_batch"] or not validated["current"]["ready"])

@@ -11,6 +11,7 @@ from seglight.callbacks.pictures import Pictures
 from seglight.callbacks.predictions import Predictions
 from seglight.callbacks.progress import Progress
 from seglight.callbacks.run_folder import RunFolder
+from seglight.callbacks.told_to_stop import ToldToStop
 from seglight.checkpoints import AtomicCheckpointIO
 from seglight.loggers import RunLogger
 
@@ -43,6 +44,7 @@ def trainer_parts(
             Pictures(),
             Predictions(),
             Progress(monitor=monitor, show=show),
+            ToldToStop(),
             Checkpoints(filename="best", monitor=monitor, mode="max", **keep),
             Checkpoints(filename="last", **keep),
         ],

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from seglight import data, models
 from seglight.callbacks.parts import trainer_parts
-from seglight.checkpoints import STARTS, newest_checkpoint
+from seglight.checkpoints import STARTS
 from seglight.cli.errors import LINKED, explain, linked, subclasses
 from seglight.data.base import DataModule
 from seglight.models.base import BaseModel
@@ -213,15 +213,11 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand != "fit":
             return _free(Path(config.get("out") or _run_of(config) / self.subcommand))
         path = Path(config.out or Path("runs") / experiment_name(config))
+        last = path / "checkpoints" / "last.ckpt"
         if requeued() and (path / "config.yaml").is_file():
-            newest = newest_checkpoint(path, config.trainer.accumulate_grad_batches)
-            config.resume, config.overwrite = newest is not None, newest is None
-            config.ckpt_path = str(newest) if newest else config.ckpt_path
-            if newest:
-                return path
+            config.resume, config.overwrite = last.is_file(), not last.is_file()
         if config.resume and config.overwrite:
             raise UsageError("--resume continues a run and --overwrite deletes it; give one of them.")
-        last = path / "checkpoints" / "last.ckpt"
         if config.resume:
             if not last.is_file():
                 raise UsageError(f"--resume finds no {last}. Start the run without it, or name its folder with --out.")
