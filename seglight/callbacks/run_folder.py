@@ -17,12 +17,14 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
+from seglight.callbacks.best import Checkpoints
 from seglight.detection_metrics import InstanceScores
 from seglight.loggers import RunLogger
 from seglight.metrics import Scores
 from seglight.official import OfficialResult, write_csv
 
 log = logging.getLogger("seglight")
+log.setLevel(logging.INFO)
 log.addHandler(logging.NullHandler())  # train.log is for these; the terminal is told by print
 
 PACKAGES = (
@@ -151,7 +153,8 @@ class RunFolder(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how it went and what to type next."""
-        best = next((c for c in trainer.checkpoint_callbacks if c.best_model_path and c.monitor), None)
+        ours = [c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints) and c.monitor]
+        best = next((c for c in ours if c.best_model_path), None)
         if best is not None and best.best_model_score is not None:
             score = float(best.best_model_score)
             step = torch.load(best.best_model_path, weights_only=True, map_location="cpu", mmap=True)["global_step"]
@@ -170,7 +173,11 @@ class RunFolder(Callback):
         log.info("finished at step %d", trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The reason goes to the log file too."""
+        """The reason goes to the log file too, and an interrupted run says how it goes on."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.is_global_zero:
+            last = self.path / "checkpoints" / "last.ckpt"
+            kept = f"--resume goes on from {last}, the last validation." if last.is_file() else "Nothing was saved yet."
+            print(f"\nseglight: interrupted at step {trainer.global_step}. {kept}", flush=True)
         log.error("stopped at step %d: %s: %s", trainer.global_step, type(exception).__name__, exception)
         self._close_log()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ class ToldToStop(Callback):
     """On SIGTERM, and on SLURM's SIGUSR1, finishes the step, writes `last.ckpt` and ends the process.
 
     SIGTERM comes before preemption, at the end of a time limit and from `kill`; SIGUSR1 from `sbatch
-    --signal=SIGUSR1@90`, ahead of the limit, and then rank 0 requeues the job. All ranks leave after the same step,
+    --signal=SIGUSR1@90`, ahead of the limit, and then rank 0 requeues the job as it ends. All ranks leave after the same step,
     though signals reach them at different moments. Lightning's own handlers save and talk to the other ranks wherever
     they happen to interrupt, which can hang or save half a step (its issue 21406).
 
@@ -75,12 +76,12 @@ class ToldToStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save what a step has made, unless a validation follows, which will see to it."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        loop = trainer.fit_loop
+        if loop._should_accumulate():
             return
         self._agreed = self._ask(trainer, trainer.global_step)
-        loop = trainer.fit_loop
         if self._agreed and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
-            trainer.save_checkpoint(_last(trainer))
+            _save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leave before the next step, when the records of the last one are written."""
@@ -109,43 +110,43 @@ class ToldToStop(Callback):
             for counts in (progress.total, progress.current):  # as if it had come to its first batch
                 counts.ready = counts.started = 1
                 counts.processed = counts.completed = 0
-            trainer.save_checkpoint(_last(trainer))
+            _save(trainer)
             progress.load_state_dict(kept)
         self._leave(trainer, number)
 
     def _leave(self, trainer: Trainer, number: int) -> None:
-        """End the process, unless SLURM was asked to start it again and refused."""
-        if number != signal.SIGTERM and not trainer.strategy.broadcast(trainer.is_global_zero and requeue()):
-            self._received = self._agreed = 0
-            return
+        """End the process."""
         if not trainer.is_global_zero:
             raise SystemExit(0)  # another status would have Lightning's launcher kill rank 0 before it has ended well
-        again = "with the same command and --resume" if number == signal.SIGTERM else "when SLURM starts it again"
+        again = "with the same command and --resume"
+        if number != signal.SIGTERM:
+            again = "when SLURM starts it again"
+            atexit.register(requeue)  # at the very end, as SLURM then ends all processes of the job, the workers first
         last = _last(trainer)
-        kept = f"It goes on from {last} {again}." if last.is_file() else "There is no checkpoint yet."
-        _say(f"{signal.Signals(number).name} at step {trainer.global_step}: the run stops here. {kept}")
+        kept = f"It goes on from {last} {again}." if last and last.is_file() else "There is no checkpoint."
+        text = f"{signal.Signals(number).name} at step {trainer.global_step}: the run stops here. {kept}"
+        log.info(text)
+        print(f"\nseglight: {text}", flush=True)
         raise SystemExit(128 + number)
 
 
-def _last(trainer: Trainer) -> Path:
-    """Where the checkpoint that `--resume` takes is."""
-    keeper = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints) and c.monitor is None)
-    return Path(keeper.dirpath) / "last.ckpt"
+def _last(trainer: Trainer) -> Path | None:
+    """Where the checkpoint that `--resume` takes is; None without `trainer.enable_checkpointing`."""
+    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints) and c.monitor is None]
+    return Path(keepers[0].dirpath) / "last.ckpt" if keepers else None
 
 
-def requeue() -> bool:
-    """Put this SLURM job back into the queue; False when SLURM refuses, which is said."""
+def _save(trainer: Trainer) -> None:
+    if (last := _last(trainer)) is not None:
+        trainer.save_checkpoint(last)
+
+
+def requeue() -> None:
+    """Put this SLURM job back into the queue, or say that SLURM refuses."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
-        _say(f"SLURM does not take job {job} back into its queue ({reason}); training goes on.")
-        return False
-    return True
-
-
-def _say(text: str) -> None:
-    log.info(text)
-    print(f"\nseglight: {text}", flush=True)
+        print(f"seglight: SLURM does not take job {job} back into its queue ({reason}). Submit it again with --resume.")

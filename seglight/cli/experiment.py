@@ -20,7 +20,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from seglight import data, models
+from seglight.callbacks.best import Checkpoints
 from seglight.callbacks.parts import trainer_parts
+from seglight.callbacks.progress import Progress
 from seglight.checkpoints import STARTS
 from seglight.cli.errors import LINKED, explain, linked, subclasses
 from seglight.data.base import DataModule
@@ -163,6 +165,12 @@ class ExperimentCLI(LightningCLI):
                 f"of a run is counted in optimiser steps alone. Give trainer.max_steps; one pass over the images takes "
                 f"their number divided by data.batch_size, the devices and trainer.accumulate_grad_batches."
             )
+        limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+        if isinstance(limit, int) and limit % accumulate:
+            raise UsageError(
+                f"trainer.limit_train_batches is {limit} and trainer.accumulate_grad_batches {accumulate}: the last step "
+                f"of each pass would be made of fewer batches. Use a multiple of {accumulate}."
+            )
         interval = validation_interval(config.val_every, trainer.max_steps, trainer.accumulate_grad_batches)
         if trainer.val_check_interval is not None:
             raise UsageError("trainer.val_check_interval counts batches; give val_every, in optimiser steps, instead.")
@@ -240,7 +248,10 @@ class ExperimentCLI(LightningCLI):
         loggers = loggers if isinstance(loggers, list) else [loggers]
         chosen = {"monitor": self.model.monitor, "show": self.model.show}
         parts = trainer_parts(self.run_dir, self.yaml, loggers=loggers, **chosen)
-        parts["callbacks"] = [*(config.get("callbacks") or []), *parts["callbacks"]]
+        off = [Progress] if config.get("enable_progress_bar") is False else []
+        off += [Checkpoints] if config.get("enable_checkpointing") is False else []
+        kept = [part for part in parts["callbacks"] if not isinstance(part, tuple(off))]
+        parts["callbacks"] = [*(config.get("callbacks") or []), *kept]
         plugins = config.get("plugins") or []
         parts["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), *parts["plugins"]]
         return super().instantiate_trainer(**parts, **kwargs)
@@ -383,6 +394,8 @@ def _silence_known() -> None:
     ignore(message=".*The ``compute`` method of metric ConfusionMatrix was called before")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    for name in ("callbacks.early_stopping", "profilers", "tuner"):  # what was asked for is to be said
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.INFO)
 
 
 def _show_messages() -> None:

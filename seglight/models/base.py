@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from functools import partial
 from typing import Any, Literal
@@ -135,6 +136,7 @@ class BaseModel(RemembersArguments, LightningModule):
         self._losses: dict[str, Tensor] = {}
         self._loss_count = 0
         self._seed, self._benchmark = 0, False
+        self._scheduler: torch.optim.lr_scheduler.LambdaLR | None = None
         self._shape: tuple[int, ...] | None = None
         self.batch_norm = batch_norm
         if batch_norm == "frozen":
@@ -224,11 +226,34 @@ class BaseModel(RemembersArguments, LightningModule):
 
         This is early enough: DDP's buckets would hand gradients of another layout to weights that change theirs later.
         """
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision is {self.trainer.precision}, but images are normalised and batch norm is averaged "
+                f"in float32. Use {str(self.trainer.precision).replace('true', 'mixed')}."
+            )
         self.channels_last = self.trains_on_gpu
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self._benchmark = torch.backends.cudnn.benchmark
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))  # that of Lightning's seed_everything
+
+    def on_train_start(self) -> None:
+        """Let a resumed run have the learning rate, momentum and weight decay that it was given.
+
+        Optimiser and schedule come back from the checkpoint with those of the run before.
+        """
+        if self.trainer.global_step == 0:
+            self._losses, self._loss_count = {}, 0  # of an earlier fit
+        scheduler = self._scheduler
+        if scheduler is None or [config.scheduler for config in self.trainer.lr_scheduler_configs] != [scheduler]:
+            return
+        for i, (group, wanted) in enumerate(zip(scheduler.optimizer.param_groups, self.parameter_groups(), strict=True)):
+            scheduler.base_lrs[i] = group["initial_lr"] = wanted["lr"]
+            group["lr"] = wanted["lr"] * scheduler.lr_lambdas[i](scheduler.last_epoch)
+            group["weight_decay"] = wanted["weight_decay"]
+            if "momentum" in group:
+                group["momentum"] = self.momentum
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let dropout, and samples that a detector draws, depend on the run's seed, the step and the rank alone.
@@ -266,13 +291,15 @@ class BaseModel(RemembersArguments, LightningModule):
         Nothing is read back from the device here, and `self.log` is called at log boundaries only: called on every
         step it costs more host time than the rest of Lightning together.
         """
+        if losses.keys() != self._losses.keys():
+            self._losses, self._loss_count = {}, 0
         for name, value in losses.items():
             value = value.detach()
             self._losses[name] = self._losses[name] + value if self._loss_count else value
         self._loss_count += 1
         trainer = self.trainer
-        last = self._loss_count % trainer.accumulate_grad_batches == 0
-        if last and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps
+        if every and (trainer.global_step + 1) % every == 0 and not trainer.fit_loop._should_accumulate():
             for name, value in self.running_losses().items():
                 self.log(f"train/{name}", value, batch_size=1)
             self.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
@@ -296,11 +323,13 @@ class BaseModel(RemembersArguments, LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
         optimizer.register_load_state_dict_post_hook(partial(_settle, fused=fused))
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        total = self.trainer.estimated_stepping_batches
+        if self.schedule == "poly" and math.isinf(total):
+            raise ValueError("The poly schedule ends with the run, but this one has no end. Give trainer.max_steps.")
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler, "interval": "step"}}
 
-    def lr_factor(self, step: int, total: int) -> float:
+    def lr_factor(self, step: int, total: float) -> float:
         """What the schedule multiplies the learning rate by at an optimiser step, out of `total`."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "poly":
@@ -316,7 +345,7 @@ class BaseModel(RemembersArguments, LightningModule):
             if not parameter.requires_grad:
                 continue
             bias = name.endswith("bias")
-            lr = self.lr * (1.0 if name.startswith("backbone.") else self.head_lr) * (self.bias_lr if bias else 1.0)
+            lr = self.lr * (1.0 if _eager(name).startswith("backbone.") else self.head_lr) * (self.bias_lr if bias else 1.0)
             decay = self.weight_decay if self.decay_bias or not bias else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
         return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
@@ -324,7 +353,11 @@ class BaseModel(RemembersArguments, LightningModule):
     # ---------------------------------------------------------------- checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what `seglight.load` needs to build this model again: its class and its arguments, plain types only."""
+        """Store what `seglight.load` needs to build this model again: its class and its arguments, plain types only.
+
+        Weights have the names that they have without `torch.compile`.
+        """
+        checkpoint["state_dict"] = {_eager(name): v for name, v in checkpoint.get("state_dict", {}).items()}
         checkpoint["seglight"] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": {name: value for name, value in self.init_args.items() if not isinstance(value, nn.Module)},
@@ -337,6 +370,8 @@ class BaseModel(RemembersArguments, LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another architecture: some options change the output without changing any shape."""
+        names = {_eager(name): name for name in self.state_dict()}
+        checkpoint["state_dict"] = {names.get(name, name): value for name, value in checkpoint["state_dict"].items()}
         stored = checkpoint.get("seglight")
         if stored is None:
             return
@@ -375,6 +410,11 @@ def _settle(optimizer: torch.optim.Optimizer, *, fused: bool | None) -> None:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             if isinstance(steps := state.get("step"), Tensor):
                 state["step"] = steps.to(parameter.device if fused else "cpu", torch.float32)
+
+
+def _eager(name: str) -> str:
+    """The name of a weight without what `torch.compile(module)` puts into it."""
+    return name.replace("_orig_mod.", "")
 
 
 def _plain(value: Any) -> Any:
