@@ -73,6 +73,8 @@ def test_a_run_leaves_everything_behind(here):
     assert content["seglight"]["classes"] == ["dark", "middle", "bright", "never"]
     model = seglight.load(run / "checkpoints/best.ckpt")
     assert model.predict(torch.randint(0, 255, (9, 11, 3), dtype=torch.uint8).numpy()).labels.shape == (9, 11)
+    log = (run / "train.log").read_text()
+    assert "started: " in log and "step 4: mIoU 0." in log and "finished at step 4" in log
 
 
 def test_a_checkpoint_is_scored_without_its_yaml_and_test_time_options_win(here, capsys):
@@ -379,7 +381,7 @@ def test_a_moved_run_keeps_its_best_score(here):
     """Lightning forgets it where the folder's path has changed."""
     assert fit("--out", "run", "--val_every", "2") == 0
     content = torch.load("run/checkpoints/last.ckpt", weights_only=True)
-    (key,) = [key for key in content["callbacks"] if key.startswith("ModelCheckpoint") and "val/mIoU" in key]
+    (key,) = [key for key in content["callbacks"] if key.startswith("Checkpoints") and "val/mIoU" in key]
     state = content["callbacks"][key]
     state["best_model_score"] = state["kth_value"] = torch.tensor(0.99)
     state["best_k_models"] = {path: torch.tensor(0.99) for path in state["best_k_models"]}
@@ -391,3 +393,53 @@ def test_a_moved_run_keeps_its_best_score(here):
     assert again["best_model_score"] == pytest.approx(0.99)
     assert Path(again["best_model_path"]).parts[-3:] == ("moved", "checkpoints", "best.ckpt")
     assert (here / "moved/checkpoints/best.ckpt").read_bytes() == best
+
+
+@pytest.mark.parametrize("nothing", [["--trainer.limit_val_batches", "0"], ["--data.val_size", "0"]])
+def test_a_run_that_validates_nothing_is_not_lost(here, nothing):
+    assert fit("--out", "run", "--val_every", "2", *nothing) == 0
+    last = here / "run/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4 and not (here / "run/checkpoints/best.ckpt").exists()
+    assert fit("--out", "run", "--trainer.max_steps", "6", "--val_every", "3", "--resume", *nothing) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+
+
+def test_checkpoints_of_ones_own_beside_those_of_the_run(here):
+    more = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/loss"]
+    more += ["--trainer.callbacks.filename=lowest", "--trainer.callbacks+=ModelCheckpoint"]
+    assert fit("--out", "run", *more, "--trainer.callbacks.save_last=true") == 0
+    best = json.loads((here / "run/best.json").read_text())
+    assert 0 < best["val/mIoU"] <= 1 and best["checkpoint"] == "checkpoints/best.ckpt"
+    assert list((here / "run").rglob("lowest.ckpt"))
+
+
+def test_the_bar_and_the_checkpoints_can_be_turned_off(here):
+    off = ["--trainer.enable_progress_bar", "false", "--trainer.enable_checkpointing", "false"]
+    assert fit("--out", "run", *off) == 0
+    assert (here / "run/metrics.jsonl").exists() and not list((here / "run").rglob("*.ckpt"))
+
+
+def test_what_a_callback_has_to_say_is_said(here):
+    """Why a run ended early, and the table of a profiler."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import tiny; from seglight.cli import main;"
+        "sys.exit(main(['fit', '--model', 'Tiny', '--data', 'Blocks', '--out', 'run', *sys.argv[2:]]))"
+    )
+    words = [*FAST, "--val_every", "1", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    words += [
+        "--trainer.callbacks.mode=min",
+        "--trainer.callbacks.stopping_threshold=99",
+        "--trainer.callbacks.verbose=true",
+        "--trainer.profiler=simple",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "tests"), *words], capture_output=True, text=True, timeout=300
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "Stopping threshold reached" in said and "run_training_batch" in said, said
+
+
+def test_passes_of_half_steps_are_refused(here, capsys):
+    words = ["--trainer.limit_train_batches", "3", "--trainer.accumulate_grad_batches", "2"]
+    message = refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, *words)
+    assert "limit_train_batches is 3" in message and "multiple of 2" in message

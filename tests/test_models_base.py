@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -278,3 +280,123 @@ def test_a_resumed_curve_goes_on_with_the_losses_since_the_last_point():
     first.on_save_checkpoint(content)
     second.on_load_checkpoint(content)
     assert second.running_losses() == {"loss": torch.tensor(2.0)} and second._loss_count == 3
+
+
+def lr_of(trainer):
+    return [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+
+class Rates(pl.Callback):
+    """The learning rates that each step is made with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_resumed_run_learns_at_the_rate_that_it_is_given(tmp_path):
+    """Lightning takes the optimiser's and the schedule's of the checkpoint, and the last one of a poly run is 0."""
+    first = quiet(max_steps=4)
+    first.fit(Tiny(num_classes=4, lr=0.01, head_lr=10.0), Blocks())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    rates = Rates()
+    then = quiet(max_steps=8, callbacks=[rates])
+    model = Tiny(num_classes=4, lr=0.1, head_lr=10.0, weight_decay=0.5, momentum=0.5)
+    then.fit(model, Blocks(), ckpt_path=tmp_path / "last.ckpt")
+    assert rates.seen == pytest.approx([0.1 * (1 - step / 8) ** 0.9 for step in range(4, 8)])
+    backbone, head = then.optimizers[0].param_groups
+    assert head["initial_lr"] == 10 * backbone["initial_lr"] == pytest.approx(1.0)
+    assert backbone["weight_decay"] == head["weight_decay"] == 0.5 and head["momentum"] == 0.5
+
+
+def test_an_endless_run_has_no_poly_schedule():
+    endless = {"max_steps": -1, "max_epochs": -1, "max_time": "00:00:00:01"}
+    with pytest.raises(ValueError, match=r"trainer\.max_steps"):
+        quiet(**endless).fit(Tiny(num_classes=4), Blocks())
+    quiet(**endless).fit(Tiny(num_classes=4, schedule="constant"), Blocks())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_weights_are_refused(precision):
+    with pytest.raises(ValueError, match=precision.replace("true", "mixed")):
+        quiet(max_steps=1, precision=precision).fit(Tiny(num_classes=4), Blocks())
+
+
+def test_a_compiled_network_is_the_same_model(tmp_path):
+    """`torch.compile` puts a name of its own before those of the weights."""
+    plain, model = Tiny(num_classes=4, head_lr=10.0), Tiny(num_classes=4, head_lr=10.0)
+    model.network = torch.compile(model.network, backend="eager")
+    for ours, theirs in zip(model.parameter_groups(), plain.parameter_groups(), strict=True):
+        assert ours["lr"] == theirs["lr"] and len(ours["params"]) == len(theirs["params"])
+    trainer = quiet(max_steps=2)
+    trainer.fit(model, Blocks())
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    weight = seglight.load(tmp_path / "c.ckpt").network.backbone.weight
+    assert torch.equal(weight, model.network.backbone.weight) and not torch.equal(weight, plain.network.backbone.weight)
+    again = Tiny(num_classes=4, head_lr=10.0)
+    again.network = torch.compile(again.network, backend="eager")
+    quiet(max_steps=3).fit(again, Blocks(), ckpt_path=tmp_path / "c.ckpt")
+    assert not torch.equal(again.network.backbone.weight, weight)
+
+
+class Curve(pl.loggers.Logger):
+    """The steps and losses that are logged."""
+
+    name, version = "curve", 0
+
+    def __init__(self):
+        super().__init__()
+        self.points = []
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        if "train/loss" in metrics:
+            self.points.append((step, metrics["train/loss"]))
+
+
+class Losses(pl.Callback):
+    """The loss of each batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, list(range(1, 9))), (2, [2, 4, 6, 8]), (0, [])])
+def test_the_curve_has_every_step_though_passes_end_in_half_a_step(every, steps):
+    """7 batches, 2 to a step: Lightning makes the fourth step of each pass from one."""
+    batches, curve, losses = list(Blocks(batch_size=1).train_batches(7)), Curve(), Losses()
+    options = {"accumulate_grad_batches": 2, "max_epochs": 2, "limit_val_batches": 0, "log_every_n_steps": every}
+    trainer = quiet(callbacks=[losses], logger=curve, **options)
+    trainer.fit(Tiny(num_classes=4), torch.utils.data.DataLoader(batches, batch_size=None))
+    assert [step for step, _ in curve.points] == steps
+    if every == 1:
+        starts = [0, 2, 4, 6, 7, 9, 11, 13, 14]
+        of_step = [losses.seen[start:end] for start, end in itertools.pairwise(starts)]
+        assert [loss for _, loss in curve.points] == pytest.approx([sum(some) / len(some) for some in of_step])
+
+
+def test_the_curve_is_that_of_one_fit():
+    """What is left from an earlier one does not enter the mean, nor must the losses have the same names."""
+    model = Tiny(num_classes=4)
+    for _ in range(2):
+        quiet(max_steps=3, log_every_n_steps=4).fit(model, Blocks())
+        curve, losses = Curve(), Losses()
+        quiet(max_steps=2, log_every_n_steps=2, callbacks=[losses], logger=curve).fit(model, Blocks())
+        assert curve.points == [(2, pytest.approx(sum(losses.seen) / 2))]
+        model.loss_weights = {"out": 1.0, "aux": 0.4}
+
+
+def test_a_continued_run_may_have_other_losses(tmp_path):
+    first = quiet(max_steps=3, log_every_n_steps=4)
+    first.fit(Tiny(num_classes=4), Blocks())
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    model = Tiny(num_classes=4, loss_weights={"out": 1.0, "aux": 0.4})
+    quiet(max_steps=5, log_every_n_steps=4).fit(model, Blocks(), ckpt_path=tmp_path / "c.ckpt")
+    assert set(model.running_losses()) == {"loss", "loss_out", "loss_aux"}

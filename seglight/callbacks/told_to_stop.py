@@ -24,9 +24,9 @@ class ToldToStop(Callback):
     """On SIGTERM, and on SLURM's SIGUSR1, finishes the step, writes `last.ckpt` and ends the process.
 
     SIGTERM comes before preemption, at the end of a time limit and from `kill`; SIGUSR1 from `sbatch
-    --signal=SIGUSR1@90`, ahead of the limit, and then rank 0 requeues the job as it ends. All ranks leave after the same step,
-    though signals reach them at different moments. Lightning's own handlers save and talk to the other ranks wherever
-    they happen to interrupt, which can hang or save half a step (its issue 21406).
+    --signal=SIGUSR1@90`, ahead of the limit, and then rank 0 requeues the job as it ends. All ranks leave after the
+    same step, though signals reach them at different moments. Lightning's own handlers save and talk to the other ranks
+    wherever they happen to interrupt, which can hang or save half a step (its issue 21406).
 
     A signal during a validation ends that too, and the resumed run begins it anew; after the last step there is no such
     checkpoint, and it goes on from the validation before.

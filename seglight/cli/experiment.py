@@ -168,8 +168,8 @@ class ExperimentCLI(LightningCLI):
         limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
         if isinstance(limit, int) and limit % accumulate:
             raise UsageError(
-                f"trainer.limit_train_batches is {limit} and trainer.accumulate_grad_batches {accumulate}: the last step "
-                f"of each pass would be made of fewer batches. Use a multiple of {accumulate}."
+                f"trainer.limit_train_batches is {limit} and trainer.accumulate_grad_batches {accumulate}: the last "
+                f"step of each pass would be made of fewer batches. Use a multiple of {accumulate}."
             )
         interval = validation_interval(config.val_every, trainer.max_steps, trainer.accumulate_grad_batches)
         if trainer.val_check_interval is not None:

@@ -136,7 +136,6 @@ class BaseModel(RemembersArguments, LightningModule):
         self._losses: dict[str, Tensor] = {}
         self._loss_count = 0
         self._seed, self._benchmark = 0, False
-        self._scheduler: torch.optim.lr_scheduler.LambdaLR | None = None
         self._shape: tuple[int, ...] | None = None
         self.batch_norm = batch_norm
         if batch_norm == "frozen":
@@ -244,10 +243,11 @@ class BaseModel(RemembersArguments, LightningModule):
         """
         if self.trainer.global_step == 0:
             self._losses, self._loss_count = {}, 0  # of an earlier fit
-        scheduler = self._scheduler
-        if scheduler is None or [config.scheduler for config in self.trainer.lr_scheduler_configs] != [scheduler]:
+        if type(self).configure_optimizers is not BaseModel.configure_optimizers:
             return
-        for i, (group, wanted) in enumerate(zip(scheduler.optimizer.param_groups, self.parameter_groups(), strict=True)):
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+        groups = zip(scheduler.optimizer.param_groups, self.parameter_groups(), strict=True)
+        for i, (group, wanted) in enumerate(groups):
             scheduler.base_lrs[i] = group["initial_lr"] = wanted["lr"]
             group["lr"] = wanted["lr"] * scheduler.lr_lambdas[i](scheduler.last_epoch)
             group["weight_decay"] = wanted["weight_decay"]
@@ -326,8 +326,8 @@ class BaseModel(RemembersArguments, LightningModule):
         total = self.trainer.estimated_stepping_batches
         if self.schedule == "poly" and math.isinf(total):
             raise ValueError("The poly schedule ends with the run, but this one has no end. Give trainer.max_steps.")
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler, "interval": "step"}}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_factor(self, step: int, total: float) -> float:
         """What the schedule multiplies the learning rate by at an optimiser step, out of `total`."""
@@ -344,8 +344,8 @@ class BaseModel(RemembersArguments, LightningModule):
         for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
                 continue
-            bias = name.endswith("bias")
-            lr = self.lr * (1.0 if _eager(name).startswith("backbone.") else self.head_lr) * (self.bias_lr if bias else 1.0)
+            name, bias = _eager(name), name.endswith("bias")
+            lr = self.lr * (1.0 if name.startswith("backbone.") else self.head_lr) * (self.bias_lr if bias else 1.0)
             decay = self.weight_decay if self.decay_bias or not bias else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
         return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
