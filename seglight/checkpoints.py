@@ -62,6 +62,11 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable checkpoint ({reason}).") from error
 
 
+def of_run(content: dict[str, Any]) -> dict[str, Any]:
+    """What the run that wrote a checkpoint says of itself: `config`, the experiment as YAML, and `wandb_id`."""
+    return content.get("callbacks", {}).get("RunFolder") or {}
+
+
 def load(path: str | Path, map_location: str | torch.device = "cpu", **overrides: Any) -> BaseModel:
     """Rebuild a model from its checkpoint alone, ready to predict.
 

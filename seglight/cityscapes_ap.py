@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from seglight.official import or_none, percent
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -72,7 +74,7 @@ class CityscapesScores:
         rows = zip(self.classes, self.table.mean(1), self.table[:, 0], strict=True)
         return (
             ["class", "AP", "AP50"],
-            [[name, *(None if np.isnan(value) else float(value) for value in values)] for name, *values in rows],
+            [[name, *map(or_none, values)] for name, *values in rows],
         )
 
     def as_table(self) -> Table:
@@ -83,9 +85,9 @@ class CityscapesScores:
         for title in ("class", "AP", "AP50"):
             table.add_column(title, justify="left" if title == "class" else "right")
         for name, row in zip(self.classes, self.table, strict=True):
-            table.add_row(name, _percent(row.mean()), _percent(row[0]))
+            table.add_row(name, percent(row.mean()), percent(row[0]))
         table.add_section()
-        table.add_row("mean", _percent(self.ap), _percent(self.ap50), style="bold")
+        table.add_row("mean", percent(self.ap), percent(self.ap50), style="bold")
         return table
 
 
@@ -257,7 +259,3 @@ def _area(y: np.ndarray, scores: np.ndarray, objects: int) -> float:
     recall = np.append(true / objects, 0.0)
     around = np.concatenate([recall[:1], recall, [0.0]])
     return float(precision @ (around[:-2] - around[2:]) / 2)
-
-
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{100 * value:.1f}"

@@ -16,6 +16,7 @@ import torch
 
 from seglight.cityscapes_ap import FIRST_INSTANCE, IDS
 from seglight.metrics import count
+from seglight.official import mean, or_none, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +75,7 @@ class CityscapesPixelScores:
         values = {
             "IoU": self.iou, "category_IoU": self.category_iou, "iIoU": self.iiou, "category_iIoU": self.category_iiou
         }  # fmt: skip
-        return {name: _mean(value) for name, value in values.items()}
+        return {name: mean(value) for name, value in values.items()}
 
     @property
     def definition(self) -> str:
@@ -94,10 +95,10 @@ class CityscapesPixelScores:
         """A line per class, then a line per category."""
         classes = zip(CLASSES, self.iou, self.iiou, self.objects, strict=True)
         rows: list[list[Any]] = [
-            ["class", name, _or_none(a), _or_none(b), int(n) if name in IDS else None] for name, a, b, n in classes
+            ["class", name, or_none(a), or_none(b), int(n) if name in IDS else None] for name, a, b, n in classes
         ]
         categories = zip(CATEGORIES, self.category_iou, self.category_iiou, strict=True)
-        rows += [["category", name, _or_none(a), _or_none(b), None] for name, a, b in categories]
+        rows += [["category", name, or_none(a), or_none(b), None] for name, a, b in categories]
         return ["kind", "name", "IoU", "iIoU", "objects"], rows
 
     def as_table(self) -> Table:
@@ -114,8 +115,8 @@ class CityscapesPixelScores:
         }
         for kind, (title, *values) in ends.items():
             for _, name, iou, iiou, number in (row for row in rows if row[0] == kind):
-                table.add_row(name, _percent(iou), _percent(iiou), "" if number is None else f"{number:,}")
-            table.add_row(title, *map(_percent, values), "", style="bold")
+                table.add_row(name, percent(iou), percent(iiou), "" if number is None else f"{number:,}")
+            table.add_row(title, *map(percent, values), "", style="bold")
             table.add_section()
         return table
 
@@ -237,16 +238,3 @@ def _bytes(labels: Any) -> np.ndarray:
 
 def _ratio(part: float, whole: float) -> float:
     return float(part) / float(whole) if whole else float("nan")
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"

@@ -307,10 +307,9 @@ def _plural(count: int, what: str) -> str:
 
 def _pair(one: Shown, classes: Sequence[str], palette: visualize.Palette, panel: int) -> np.ndarray:
     """Image and labels side by side: uint8 (h, w, 3)."""
-    factor = max(1, panel // max(one.image.shape[:2]))  # small pictures are enlarged, each pixel kept visible
-    image = visualize.shrink(one.image.repeat(factor, 0).repeat(factor, 1), panel)
+    image = visualize.fit(one.image, panel)
     if isinstance(one.labels, np.ndarray):
-        mask = visualize.shrink(one.labels.repeat(factor, 0).repeat(factor, 1), panel, labels=True)
+        mask = visualize.fit(one.labels, panel, labels=True)
         drawn = _hatch(visualize.overlay(image, mask, palette, 0.6), mask == IGNORE_INDEX)
     else:
         drawn = _with_objects(image, one, classes)

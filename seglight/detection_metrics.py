@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from seglight.instance_scores import IOUS, RECALLS, SIZES, InstanceScores, Part, ap_limit
+from seglight.official import mean
 
 if TYPE_CHECKING:
     from seglight.types import InstanceTruth
@@ -272,11 +273,11 @@ def _part(
     absent = precision < 0  # -1: no object
     precision[absent], scores[absent], recall[recall < 0] = np.nan, np.nan, np.nan
     at = limits.index(ap_limit(limits))
-    values = {"AP": _mean(precision[:, :, :, 0, at])}
-    values |= {"AP50": _mean(precision[0, :, :, 0, at]), "AP75": _mean(precision[5, :, :, 0, at])}
-    values |= {f"AP{letter}": _mean(precision[:, :, :, a, at]) for a, letter in enumerate(SIZES) if letter}
-    values |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(limits)}
-    values |= {f"AR{letter}": _mean(recall[:, :, a, -1]) for a, letter in enumerate(SIZES) if letter}
+    values = {"AP": mean(precision[:, :, :, 0, at])}
+    values |= {"AP50": mean(precision[0, :, :, 0, at]), "AP75": mean(precision[5, :, :, 0, at])}
+    values |= {f"AP{letter}": mean(precision[:, :, :, a, at]) for a, letter in enumerate(SIZES) if letter}
+    values |= {f"AR{limit}": mean(recall[:, :, 0, m]) for m, limit in enumerate(limits)}
+    values |= {f"AR{letter}": mean(recall[:, :, a, -1]) for a, letter in enumerate(SIZES) if letter}
     curves = precision[:, :, :, 0, at]
     return Part(
         values=values,
@@ -298,9 +299,3 @@ def _twice(image_id: str) -> str:
         f"Image {image_id} was counted twice: ids must be unique in a split, and no sampler may pad the set by "
         "repeating images (seglight.data.samplers does not). Call reset between two passes."
     )
-
-
-def _mean(values: np.ndarray) -> float:
-    """Over what is not nan."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from seglight.metrics import count, scores
+from seglight.official import mean, percent
 from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def definitions(
         Definition("dataset", "one table over the whole set; classes absent from truth and prediction left out",
                    ours.miou, "seglight; VOC devkit, Cityscapes, mmsegmentation, torchmetrics JaccardIndex(macro)"),
         Definition("in truth", "... classes absent from the truth left out, even where predicted",
-                   _mean(whole[truth.sum(0) > 0]), "Detectron2, Ultralytics"),
+                   mean(whole[truth.sum(0) > 0]), "Detectron2, Ultralytics"),
         Definition("absent 0", "... absent classes count 0", float(np.nan_to_num(whole, nan=0).mean()),
                    "PyTorch-Encoding; torchmetrics average=None, then mean (EoMT's log; lightning#3097)"),
         Definition("absent 1", "... absent classes count 1", float(np.nan_to_num(whole, nan=1).mean()),
@@ -125,26 +126,26 @@ def definitions(
     ]  # fmt: skip
     if classes[0] == "background":
         out.append(
-            Definition("without background", "... without the background class", _mean(whole[1:]),
+            Definition("without background", "... without the background class", mean(whole[1:]),
                        "papers that score objects only; PASCAL-Context's 59 of 60 classes")
         )  # fmt: skip
     out += [
         Definition("label 0 ignored", f"... pixels of {classes[0]} (label 0) left out like void",
-                   _mean(_iou(np.append(0, np.diag(labelled, 1)), np.append(0, labelled.sum(1)), labelled.sum(0))),
+                   mean(_iou(np.append(0, np.diag(labelled, 1)), np.append(0, labelled.sum(1)), labelled.sum(0))),
                    "Hugging Face's semantic example (ignore_index=0)"),
         Definition("void counted", "... void not left out: whatever is predicted there is wrong",
-                   _mean(_iou(hit.sum(0), truth.sum(0), (found + on_void).sum(0))),
+                   mean(_iou(hit.sum(0), truth.sum(0), (found + on_void).sum(0))),
                    "metrics without ignore_index (torchmetrics MeanIoU)"),
         Definition("micro", "pixels of all classes pooled into one IoU",
                    float(_iou(hit.sum(), truth.sum(), found.sum())), "TorchGeo; smp.metrics micro (smp#226)"),
-        Definition("per image", "mean over all pairs of an image and a class in it", _mean(per_image.ravel()),
+        Definition("per image", "mean over all pairs of an image and a class in it", mean(per_image.ravel()),
                    "torchmetrics.segmentation.MeanIoU (torchmetrics#2558)"),
-        Definition("per case", "mean over images for each class, then over classes", _mean(_mean_rows(per_image.T)),
+        Definition("per case", "mean over images for each class, then over classes", mean(_mean_rows(per_image.T)),
                    "nnU-Net, MONAI"),
         Definition("imagewise", "mean over images and classes; a class absent from an image counts 1",
                    float(np.nan_to_num(per_image, nan=1).mean()), "smp.metrics macro-imagewise"),
         Definition("per batch", f"mean over batches of {batch} images of the batch's own mIoU",
-                   _mean(_mean_rows(per_batch)), "training loops that average (torchmetrics#552, smp#207)"),
+                   mean(_mean_rows(per_batch)), "training loops that average (torchmetrics#552, smp#207)"),
     ]  # fmt: skip
     if square is not None:
         out.append(
@@ -154,7 +155,7 @@ def definitions(
     with np.errstate(invalid="ignore"):
         dice = 2 * hit.sum(0) / (truth.sum(0) + found.sum(0))
     others = (
-        ("Dice", "mean over classes of 2 IoU / (1 + IoU), also called F1", _mean(dice), "medical imaging"),
+        ("Dice", "mean over classes of 2 IoU / (1 + IoU), also called F1", mean(dice), "medical imaging"),
         ("pixAcc", "share of the labelled pixels that are right", ours.pixacc, "most toolboxes, also as aAcc"),
         ("mAcc", "mean over classes of the share of their pixels found", ours.macc, "most toolboxes; FCN"),
         ("fwIoU", "IoU weighted by the pixels of the class", ours.fwiou, "FCN, Detectron2"),
@@ -177,7 +178,7 @@ def as_table(found: Sequence[Definition], title: str | None = None, protocol: st
         for one in (one for one in found if one.is_miou is group):
             apart = f"{100 * (one.value - first):+.2f}" if group and one is not found[0] else ""
             style = "bold" if one is found[0] else None
-            table.add_row(one.text, _percent(one.value), apart.replace("+nan", "–"), one.who, style=style)
+            table.add_row(one.text, percent(one.value, 2), apart.replace("+nan", "–"), one.who, style=style)
         table.add_section()
     return table
 
@@ -196,14 +197,5 @@ def _iou(hit: np.ndarray, truth: np.ndarray, found: np.ndarray) -> np.ndarray:
         return np.asarray(hit / (truth + found - hit))
 
 
-def _mean(values: np.ndarray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
-
-
 def _mean_rows(values: np.ndarray) -> np.ndarray:
-    return np.array([_mean(row) for row in values])
-
-
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{100 * value:.2f}"
+    return np.array([mean(row) for row in values])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seglight.official import or_none, percent
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -90,7 +92,7 @@ class InstanceScores:
         numbers = zip(self.classes, self.main.ap, self.main.ap50, self.main.ar, self.objects, strict=True)
         return (
             ["class", "AP", "AP50", f"AR{self.limits[-1]}", "objects"],
-            [[name, *(None if np.isnan(v) else float(v) for v in values), int(n)] for name, *values, n in numbers],
+            [[name, *map(or_none, values), int(n)] for name, *values, n in numbers],
         )
 
     figure = "precision_recall"
@@ -137,11 +139,11 @@ class InstanceScores:
             table.add_column(title, justify="left" if title == "class" else "right")
         for i in order:
             numbers = (part.ap[i], part.ap50[i], part.ar[i])
-            table.add_row(names[i], *map(_percent, numbers), f"{self.objects[i]:,}")
+            table.add_row(names[i], *map(percent, numbers), f"{self.objects[i]:,}")
         table.add_section()
         for name, one in (("masks", self.masks), ("boxes", self.boxes)):
             if one is not None:
-                numbers = [_percent(one.values[key]) for key in ("AP", "AP50", most)]
+                numbers = [percent(one.values[key]) for key in ("AP", "AP50", most)]
                 style = "bold" if one is part else None
                 table.add_row(f"mean, {name}", *numbers, f"{self.objects.sum():,}", style=style)
         return table
@@ -157,7 +159,7 @@ class InstanceScores:
             table.add_column(name, justify="right")
         table.add_column("what it is", overflow="fold")
         for name, text in self.definitions.items():
-            table.add_row(name, *(_percent(part.values[name]) for part in parts.values()), text)
+            table.add_row(name, *(percent(part.values[name]) for part in parts.values()), text)
         return table
 
     def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -190,7 +192,3 @@ def definitions(limits: Sequence[int] = (1, 10, 100)) -> dict[str, str]:
 def ap_limit(limits: Sequence[int]) -> int:
     """Return the limit that AP is taken at: 100 as in COCO, or the highest if 100 is none of them."""
     return 100 if 100 in limits else limits[-1]
-
-
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{100 * value:.1f}"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from seglight.official import mean, or_none, percent
 from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Scores:
         rows = zip(self.classes, self.iou, self.accuracy, self.support, strict=True)
         return (
             ["class", "IoU", "accuracy", "pixels"],
-            [[name, _or_none(iou), _or_none(accuracy), int(support)] for name, iou, accuracy, support in rows],
+            [[name, or_none(iou), or_none(accuracy), int(support)] for name, iou, accuracy, support in rows],
         )
 
     figure = "confusion"
@@ -116,10 +117,10 @@ class Scores:
             table.add_column(title, justify="left" if title == "class" else "right")
         share = self.support / max(self.support.sum(), 1)
         for i in order:
-            table.add_row(names[i], _percent(self.iou[i]), _percent(self.accuracy[i]), _percent(share[i]))
+            table.add_row(names[i], percent(self.iou[i]), percent(self.accuracy[i]), percent(share[i]))
         table.add_section()
-        table.add_row("mean (mIoU, mAcc)", _percent(self.miou), _percent(self.macc), "", style="bold")
-        table.add_row("by pixels (fwIoU, pixAcc)", _percent(self.fwiou), _percent(self.pixacc), "")
+        table.add_row("mean (mIoU, mAcc)", percent(self.miou), percent(self.macc), "", style="bold")
+        table.add_row("by pixels (fwIoU, pixAcc)", percent(self.fwiou), percent(self.pixacc), "")
         return table
 
 
@@ -142,9 +143,9 @@ def scores(table: Tensor | np.ndarray, classes: Sequence[str] | None = None) -> 
         iou=iou,
         accuracy=accuracy,
         support=support,
-        miou=_mean(iou[~np.isnan(iou)]),
+        miou=mean(iou),
         pixacc=int(hit.sum()) / total if total else float("nan"),
-        macc=_mean(accuracy[present]),
+        macc=mean(accuracy[present]),
         fwiou=float((support[present] / total * iou[present]).sum()) if total else float("nan"),
     )
 
@@ -286,15 +287,3 @@ def _names(classes: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
     if len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names were given for {num_classes} classes; give one name each.")
     return tuple(classes)
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
-
-
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{100 * value:.1f}"

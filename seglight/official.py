@@ -9,6 +9,8 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
     from rich.table import Table
@@ -67,6 +69,22 @@ def of_trainer(trainer: Trainer, split: str) -> OfficialScores | None:
 def protocol_of(trainer: Trainer) -> str:
     """What the datamodule says about how its benchmark scores; "" without one."""
     return getattr(getattr(trainer, "datamodule", None), "protocol", "")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """For a table: a dash where there is no number."""
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def or_none(value: float) -> float | None:
+    """For JSON and CSV, where nan is no number."""
+    return None if np.isnan(value) else float(value)
+
+
+def mean(values: np.ndarray) -> float:
+    """Over what is not nan; nan without any."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")
 
 
 def write_csv(path: str | Path, result: OfficialResult) -> None:

@@ -193,15 +193,28 @@ def main(argv: list[str]) -> int:
                 f"{len(occupied)} of {len(paths)} results exist already, the first is {occupied[0]}. "
                 f"Write elsewhere with --out, or replace them with --overwrite."
             )
-        import torch
-
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = _model(args.ckpt_path, overrides(rest)).to(args.device or best)
+        model = _model(args.ckpt_path, overrides(rest)).to(device_of(args.device))
     except (OSError, ValueError, TypeError) as error:
         print(f"seglight: {error}", file=sys.stderr)
         return 2
     options = {"min_score": args.min_score} if task == "instance" else {}
     return _predict_all(model, found, paths, args.out, options)
+
+
+def device_of(asked: str | None) -> str:
+    """The device that is asked for, or the best one there is.
+
+    Raises:
+        ValueError: no such device.
+    """
+    import torch
+
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked or best)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ValueError(f"--device {asked}: {str(error).splitlines()[0]}") from error
+    return asked or best
 
 
 def _model(checkpoints: list[str], options: dict[str, Any]) -> Any:

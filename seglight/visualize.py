@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,39 @@ def shrink(image: np.ndarray, longest: int, labels: bool = False) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST if labels else cv2.INTER_AREA)
 
 
+def fit(image: np.ndarray, longest: int, labels: bool = False) -> np.ndarray:
+    """As `shrink`; a small picture is enlarged, each pixel kept visible."""
+    factor = max(1, longest // max(image.shape[:2]))
+    return shrink(image.repeat(factor, 0).repeat(factor, 1), longest, labels)
+
+
+def side_by_side(panels: Mapping[str, np.ndarray], below: Callable[[int], np.ndarray] | None, title: str) -> np.ndarray:
+    """Pictures of one size in a row, each below its caption: uint8 (h, w, 3).
+
+    Args:
+        panels: by caption, uint8 (H, W, 3).
+        below: from the width to what is written below them, if anything is.
+        title: at the end, or "".
+    """
+    from PIL import Image, ImageDraw
+
+    gap, bar, font = 6, 26, font_of(15)
+    height, width = next(iter(panels.values())).shape[:2]
+    total = len(panels) * width + (len(panels) + 1) * gap
+    foot = np.zeros((0, total, 3), np.uint8) if below is None else below(total)
+    picture = Image.new("RGB", (total, bar + height + gap + len(foot) + (bar if title else 0)), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, (caption, content) in enumerate(panels.items()):
+        x = gap + i * (width + gap)
+        draw.text((x + 2, bar / 2), caption, fill=(30, 30, 30), font=font, anchor="lm")
+        picture.paste(Image.fromarray(content), (x, bar))
+    if len(foot):
+        picture.paste(Image.fromarray(foot), (0, bar + height + gap))
+    if title:
+        draw.text((gap + 2, picture.height - bar / 2), title, fill=(110, 110, 110), font=font, anchor="lm")
+    return np.asarray(picture)
+
+
 def triptych(
     image: np.ndarray,
     mask: np.ndarray,
@@ -208,12 +241,7 @@ def triptych(
         panel: longest side of each of the four pictures, pixels.
         title: written before the legend, for instance the image's id.
     """
-    from PIL import Image, ImageDraw
-
-    factor = max(1, panel // max(image.shape[:2]))  # small pictures are enlarged, each pixel kept visible
-    if factor > 1:
-        image, mask, labels = (x.repeat(factor, 0).repeat(factor, 1) for x in (image, mask, labels))
-    image, mask, labels = shrink(image, panel), shrink(mask, panel, labels=True), shrink(labels, panel, labels=True)
+    image, mask, labels = fit(image, panel), fit(mask, panel, labels=True), fit(labels, panel, labels=True)
     valid = mask != IGNORE_INDEX
     error = f"error: {100 * (mask != labels)[valid].mean():.1f} % of the pixels" if valid.any() else "error"
     panels = {
@@ -222,24 +250,11 @@ def triptych(
         "prediction": overlay(image, labels, palette, 0.6),
         error: error_map(image, mask, labels),
     }
-    gap, bar, font = 6, 26, font_of(15)
-    height, width = image.shape[:2]
-    total = 4 * width + 5 * gap
     present = sorted((set(np.unique(mask)) | set(np.unique(labels))) & set(range(len(classes))))
     names, colours = [classes[k] for k in present], [palette[k] for k in present]
     if not valid.all():
         names, colours = [*names, "void"], [*colours, VOID]
-    below = legend(names, colours, total)
-    picture = Image.new("RGB", (total, bar + height + gap + below.shape[0] + (bar if title else 0)), "white")
-    draw = ImageDraw.Draw(picture)
-    for i, (caption, content) in enumerate(panels.items()):
-        x = gap + i * (width + gap)
-        draw.text((x + 2, bar / 2), caption, fill=(30, 30, 30), font=font, anchor="lm")
-        picture.paste(Image.fromarray(content), (x, bar))
-    picture.paste(Image.fromarray(below), (0, bar + height + gap))
-    if title:
-        draw.text((gap + 2, picture.height - bar / 2), title, fill=(110, 110, 110), font=font, anchor="lm")
-    return np.asarray(picture)
+    return side_by_side(panels, lambda width: legend(names, colours, width), title)
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int = 4, gap: int = 6) -> np.ndarray:

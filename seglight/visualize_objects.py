@@ -191,8 +191,6 @@ def panels(
         panel: longest side of each picture, pixels.
         title: written below, for instance the image's id.
     """
-    from PIL import Image, ImageDraw
-
     wrong, caption = errors(image, truth, found, not agnostic)
     contents = {
         "image": image,
@@ -200,21 +198,8 @@ def panels(
         f"prediction: {len(found.rles)} objects": overlay(image, found, [""] if agnostic else classes),
         caption: wrong,
     }
-    factor = max(1, panel // max(image.shape[:2]))
-    contents = {
-        name: visualize.shrink(content.repeat(factor, 0).repeat(factor, 1), panel) for name, content in contents.items()
-    }
-    gap, bar, font = 6, 26, visualize.font_of(15)
-    height, width = next(iter(contents.values())).shape[:2]
-    picture = Image.new("RGB", (4 * width + 5 * gap, bar + height + gap + (bar if title else 0)), "white")
-    draw = ImageDraw.Draw(picture)
-    for i, (name, content) in enumerate(contents.items()):
-        x = gap + i * (width + gap)
-        draw.text((x + 2, bar / 2), name, fill=(30, 30, 30), font=font, anchor="lm")
-        picture.paste(Image.fromarray(content), (x, bar))
-    if title:
-        draw.text((gap + 2, picture.height - bar / 2), title, fill=(110, 110, 110), font=font, anchor="lm")
-    return np.asarray(picture)
+    contents = {name: visualize.fit(content, panel) for name, content in contents.items()}
+    return visualize.side_by_side(contents, None, title)
 
 
 def label_map(objects: Objects, size: tuple[int, int]) -> np.ndarray:

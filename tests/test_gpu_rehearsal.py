@@ -33,7 +33,7 @@ def fake(tensor: Tensor, device: str) -> Tensor:
 
 
 def rehearse(model: SemanticModel, device: str) -> None:
-    """Replace all weights by fake ones on a device, as `on_fit_start` lays them out on a GPU."""
+    """Replace all weights by fake ones on a device, as `BaseModel.setup` lays them out on a GPU."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -160,10 +160,15 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_of_mask_rcnn_waits_for_the_device_as_often_as_its_parts_say(monkeypatch):
+    from torchvision.models.detection import _utils as sampling
     from torchvision.ops import boxes
 
     # What torchvision does with the proposals of an image on a GPU, and on the CPU with few of them.
     monkeypatch.setattr(boxes, "_batched_nms_vanilla", boxes._batched_nms_coordinate_trick)
+    # How often they wait does not depend on how many samples they draw.
+    init = sampling.BalancedPositiveNegativeSampler.__init__
+    fewer = lambda self, count, share: init(self, min(count, 32), share)  # noqa: E731
+    monkeypatch.setattr(sampling.BalancedPositiveNegativeSampler, "__init__", fewer)
     options = Namespace(size=(64, 96), objects=3, trunk="resnet18", images=2)
     theirs = detectors._torchvision("resnet18", options.size)
     count = {}

@@ -707,7 +707,7 @@ def test_training_without_targets_is_refused():
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "eval"])
 def test_norms_of_the_heads_learn_whatever_the_trunk_does(batch_norm):
-    model = tiny(batch_norm=batch_norm, head_norm="batch", box_head="4conv1fc").train()
+    model = tiny(batch_norm=batch_norm, head_norm="batch", box_head="4conv1fc", **OURS).train()
     heads = [
         layer for part in (model.network.pyramid, model.network.roi_heads) for layer in part.modules()
         if isinstance(layer, nn.BatchNorm2d)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from seglight.detection_metrics import InstanceScores
 from seglight.loggers import Masked, RunLogger, log_masks, log_pictures, log_table, read_metrics
 from seglight.loggers.harmless import never_stops
 from seglight.metrics import Scores
+from seglight.official import write_csv
 from seglight.types import IGNORE_INDEX
 
 ERROR_LABELS = {0: "right", 1: "wrong", IGNORE_INDEX: "void"}
@@ -221,8 +221,7 @@ class Pictures(Callback):
         plot.parent.mkdir(parents=True, exist_ok=True)
         scores.draw(plot)
         columns, rows = scores.per_class()
-        with open(folder / f"per_class{suffix}.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *rows])
+        write_csv(folder / f"per_class{suffix}.csv", scores)
         step = trainer.global_step
         log_table(trainer.loggers, f"{stage}_class/table", columns, rows, step)
         from PIL import Image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 
 HELP = """usage: seglight VERB [options]
@@ -41,30 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"seglight {__version__} (pytorch-lightning {metadata.version('pytorch-lightning')}, ", end="")
         print(f"torch {metadata.version('torch')}, Python {sys.version.split()[0]})")
         return 0
-    if verb == "data":
-        from seglight.cli import data
-
-        return data.main(rest)
-    if verb == "explain-metric":
-        from seglight.cli import explain_metric
-
-        return explain_metric.main(rest)
-    if verb == "submit":
-        from seglight.cli import submit
-
-        return submit.main(rest)
-    if verb == "bench":
-        from seglight.cli import bench
-
-        return bench.main(rest)
-    if verb == "models":
-        from seglight.cli import models
-
-        return models.main(rest)
-    if verb in VERBS:
+    if verb in VERBS[:4]:
         from seglight.cli import experiment
 
         return experiment.main(argv)
+    if verb in VERBS:
+        return importlib.import_module(f"seglight.cli.{verb.replace('-', '_')}").main(rest)
     near = difflib.get_close_matches(verb, VERBS, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     print(

@@ -117,9 +117,9 @@ def _part(file: Path) -> dict[str, Any]:
 
 
 def _stored(checkpoint: Path) -> dict[str, Any]:
-    from seglight.checkpoints import read
+    from seglight.checkpoints import of_run, read
 
-    stored = (read(checkpoint).get("callbacks", {}).get("RunFolder") or {}).get("config")
+    stored = of_run(read(checkpoint)).get("config")
     if stored is None:
         raise ValueError(f"{checkpoint} was not made by `seglight fit` and stores no dataset. Give an experiment.")
     return _data_of(yaml.safe_load(stored), str(checkpoint))

@@ -23,7 +23,7 @@ from seglight import data, models
 from seglight.callbacks.best import Checkpoints
 from seglight.callbacks.parts import trainer_parts
 from seglight.callbacks.progress import Progress
-from seglight.checkpoints import STARTS
+from seglight.checkpoints import STARTS, of_run, read
 from seglight.cli.errors import LINKED, explain, linked, subclasses
 from seglight.data.base import DataModule
 from seglight.models.base import BaseModel
@@ -298,9 +298,7 @@ def _run_of(config: Any) -> Path:
 
 def _dashboard_id(checkpoint: str) -> str | None:
     """The W&B run that a checkpoint belongs to."""
-    from seglight.checkpoints import read
-
-    return (read(checkpoint).get("callbacks", {}).get("RunFolder") or {}).get("wandb_id")
+    return of_run(read(checkpoint)).get("wandb_id")
 
 
 def _free(path: Path) -> Path:
@@ -353,12 +351,10 @@ def complete(argv: list[str]) -> list[str]:
         if not best.is_file():
             raise UsageError(f"{argv[0]} needs a trained model, and {best} does not exist. Give --ckpt_path FILE.")
         return [*argv, "--ckpt_path", str(best)]
-    from seglight.checkpoints import read
-
     content = read(checkpoint)
     if config is not None:
         return argv
-    stored = (content.get("callbacks", {}).get("RunFolder") or {}).get("config")
+    stored = of_run(content).get("config")
     if stored is None and option(argv, "--data") is None:
         raise UsageError(f"{checkpoint} was not made by `seglight fit` and stores no dataset. Give --data NAME.")
     tree = yaml.safe_load(stored) if stored else {}

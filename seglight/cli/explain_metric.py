@@ -113,17 +113,11 @@ def load_model(path: Path, device: str | None, options: dict[str, Any]) -> Any:
     Raises:
         ValueError: no such device, not a checkpoint of seglight, or options that do not fit it.
     """
-    import torch
-
     from seglight.checkpoints import load
+    from seglight.predict import device_of
 
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device or best)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    try:
-        return load(path, device or best, **options)
+        return load(path, device_of(device), **options)
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -105,7 +105,7 @@ def _check(submission: Any, options: argparse.Namespace, data_options: list[str]
 
 def _data(submission: Any, task: str, checkpoint: Path | None, options: list[str]) -> Any:
     """The datamodule of the benchmark: as the checkpoint has it, if it was trained on that one."""
-    from seglight.checkpoints import read
+    from seglight.checkpoints import of_run, read
     from seglight.cli.datamodule import resolve
 
     if task not in submission.datasets:
@@ -118,7 +118,7 @@ def _data(submission: Any, task: str, checkpoint: Path | None, options: list[str
     if checkpoint is not None:
         import yaml
 
-        stored = (read(checkpoint).get("callbacks", {}).get("RunFolder") or {}).get("config")
+        stored = of_run(read(checkpoint)).get("config")
         tree = yaml.safe_load(stored) if stored else {}
         if str((tree.get("data") or {}).get("class_path", "")).rpartition(".")[2] == name:
             source = checkpoint

@@ -14,29 +14,14 @@ if TYPE_CHECKING:
     from seglight.data.archive import AnyPath
 
 
-class SemanticDataset(Dataset):
-    """Images and label maps of one split, at their original size.
+class Samples(Dataset):
+    """What datasets of pixels and of objects share."""
 
-    Subclasses set `ids` and write `read`.
-    """
-
-    ids: list[str]
-    """Names of the samples, unique, in a stable order."""
+    ids: Sequence[str]
+    """Names of the samples, unique, in a stable order. COCO's are its image ids."""
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sample: image uint8 (H, W, 3) RGB and label map uint8 (H, W) with 0..K-1 or 255."""
-        raise TypeError(f"{type(self).__name__} must define read(index).")
-
-    def view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `read`, for those who only look: the arrays may be read-only, and fetched where they are looked at."""
-        return self.read(index)
-
-    def files_of(self, index: int) -> tuple[AnyPath | None, ...]:
-        """The one or two files that are a sample's own, None for one that it lacks; nothing if it is generated."""
-        return ()
 
     def check(self, num_classes: int) -> None:
         """Look for faults before training starts. Datasets made of files look at every one of them.
@@ -50,17 +35,30 @@ class SemanticDataset(Dataset):
         return {"samples": len(self)}
 
 
-class InstanceDataset(Dataset):
+class SemanticDataset(Samples):
+    """Images and label maps of one split, at their original size.
+
+    Subclasses set `ids` and write `read`.
+    """
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One sample: image uint8 (H, W, 3) RGB and label map uint8 (H, W) with 0..K-1 or 255."""
+        raise TypeError(f"{type(self).__name__} must define read(index).")
+
+    def view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read`, for those who only look: the arrays may be read-only, and fetched where they are looked at."""
+        return self.read(index)
+
+    def files_of(self, index: int) -> tuple[AnyPath | None, ...]:
+        """The one or two files that are a sample's own, None for one that it lacks; nothing if it is generated."""
+        return ()
+
+
+class InstanceDataset(Samples):
     """Images and their objects of one split, at their original size.
 
     Subclasses set `ids` and write `image`, `size` and `objects`.
     """
-
-    ids: Sequence[str]
-    """Names of the samples, unique, in a stable order. COCO's are its image ids."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
@@ -81,17 +79,6 @@ class InstanceDataset(Dataset):
     def upright(self) -> np.ndarray:
         """bool (samples,): whether the image is higher than wide. All False where all have one size."""
         return np.zeros(len(self), bool)
-
-    def check(self, num_classes: int) -> None:
-        """Look for faults before training starts.
-
-        Raises:
-            seglight.data.findings.DataError: with all findings, worst first.
-        """
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What identifies the data, for the run folder: plain JSON values."""
-        return {"samples": len(self)}
 
 
 class Names(Sequence):

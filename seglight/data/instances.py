@@ -86,10 +86,6 @@ class InstanceDataModule(DataModule):
         self.transform = InstanceTransform(short_side, long_side, crop, scale, flip, jitter, copy_paste)
         self.skip_empty, self.group_aspect = skip_empty, group_aspect and scale is None
 
-    def dataset(self, split: Split) -> InstanceDataset:
-        """The samples of a split, all of them, without augmentation."""
-        raise TypeError(f"{type(self).__name__} must define dataset(split).")
-
     def split(self, split: Split) -> InstanceDataset:
         """`dataset(split)`, built once; for training without the images that hold nothing to learn from."""
         if split not in self._datasets:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from seglight.data.findings import listing
-
 if TYPE_CHECKING:
     from seglight.data.findings import Fault
 
@@ -211,6 +209,3 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 def below(path: Any, root: str) -> str:
     """A path as seen from a folder."""
     return str(path).removeprefix(root + os.sep) if root else str(path)
-
-
-__all__ = ["ORDER", "Finding", "Place", "Report", "Severity", "below", "listing", "of_faults", "of_text", "rule_of"]

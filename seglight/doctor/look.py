@@ -42,7 +42,6 @@ class Picture(NamedTuple):
 
     errors: list[str]
     warnings: list[str]
-    notes: list[str]
     size: tuple[int, int] | None
     """Width and height."""
     thumb: np.ndarray | None
@@ -69,15 +68,14 @@ def look_at_picture(path: AnyPath, exif: bool = False, header: Header | None = N
     """Decode an image; its faults of the header are those of `seglight.data.decode.image_fault`."""
     errors: list[str] = []
     warnings: list[str] = []
-    notes: list[str] = []
     try:
         header = header or probe(path)
         if image_fault(header, exif):
-            return Picture([], [], [], (header.width, header.height), None)
+            return Picture([], [], (header.width, header.height), None)
         image, words = heard(lambda: read_image(path, exif))
     except (DataError, OSError) as error:
         text = str(error).removeprefix(f"{path}: ") if isinstance(error, DataError) else f"cannot be read ({error}). "
-        return Picture([text], [], [], None, None)
+        return Picture([text], [], None, None)
     if header.kind == "JPEG" and "extraneous bytes" in words:
         warnings.append(SURPLUS)
     elif header.kind == "JPEG" and ("Corrupt JPEG" in words or "Premature end" in words):
@@ -91,7 +89,7 @@ def look_at_picture(path: AnyPath, exif: bool = False, header: Header | None = N
     thumb = thumbnail(image)
     if thumb.min() == thumb.max() and not np.ptp(image, (0, 1)).any():
         warnings.append(FLAT)
-    return Picture(errors, warnings, notes, (image.shape[1], image.shape[0]), thumb)
+    return Picture(errors, warnings, (image.shape[1], image.shape[0]), thumb)
 
 
 def look_at_pair(dataset: FileDataset, index: int) -> Sample:
@@ -99,7 +97,7 @@ def look_at_pair(dataset: FileDataset, index: int) -> Sample:
     faults, (image_header, mask_header) = headers(dataset, index)
     image_path, mask_path = dataset.image_paths[index], dataset.mask_paths[index]
     if image_header is None:
-        picture = Picture([], [], [], None, None)
+        picture = Picture([], [], None, None)
     else:
         picture = look_at_picture(image_path, header=image_header)
     counts, colours, palette = None, {}, {}

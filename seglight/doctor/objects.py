@@ -168,7 +168,8 @@ def _outlines(document: Document, show: _Show, split: str, drop: bool) -> list[F
     by_id = {int(number): index for index, number in enumerate(data.ids)}
     for i, fault in enumerate(faults):
         if (found := re.match(r"annotation (-?\d+) ", fault.where)) and int(found[1]) in by_id:
-            places[i] = show.annotation(by_id[int(found[1])], _box_text(given[by_id[int(found[1])]]))
+            index = by_id[int(found[1])]
+            places[i] = show.annotation(index, f"box {_four(given[index])}")
     findings += of_faults(faults, places, split, severity, "annotation")
     mismatch &= ~bad & ~data.iscrowd
     if mismatch.any():
@@ -266,10 +267,6 @@ def _of(
     which: Iterable[int] = np.flatnonzero(wrong).tolist()
     places = tuple(show.annotation(i, (details or {}).get(i, "")) for i in which)
     return Finding(severity, rule, what, fix, places, "annotation", (split,))
-
-
-def _box_text(given: np.ndarray) -> str:
-    return f"box {_four(given)}"
 
 
 def _four(values: np.ndarray) -> str:

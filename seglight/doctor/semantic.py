@@ -82,7 +82,7 @@ def picture_findings(pictures: Sequence[Picture], place_of: Callable[[int], Plac
     """Findings about image files: what decoding showed, and sizes that are out of the ordinary."""
     groups: dict[tuple[str, str], list[Place]] = defaultdict(list)
     for index, picture in enumerate(pictures):
-        for severity, texts in (("error", picture.errors), ("warning", picture.warnings), ("note", picture.notes)):
+        for severity, texts in (("error", picture.errors), ("warning", picture.warnings)):
             for text in texts:
                 groups[severity, text].append(place_of(index))
         if picture.size is None:
@@ -126,20 +126,20 @@ def name_findings(data: Any, split: str, root: str) -> list[Finding]:
 
 
 def coverage(
-    counts: dict[str, np.ndarray], classes: tuple[str, ...], own: bool, unit: str, trained: str = "train"
+    counts: dict[str, np.ndarray], classes: tuple[str, ...], own: bool, unit: str
 ) -> list[Finding]:
     """Classes that a split lacks, from how often each label occurs in each split: int64 (K,)."""
-    if trained not in counts:
+    if "train" not in counts:
         return []
-    train = counts[trained]
-    others = {split: values for split, values in counts.items() if split != trained}
+    train = counts["train"]
+    others = {split: values for split, values in counts.items() if split != "train"}
     elsewhere = sum(others.values(), np.zeros(len(classes), np.int64))
     findings = []
     never = np.flatnonzero((train == 0) & (elsewhere == 0))
     unseen = np.flatnonzero((train == 0) & (elsewhere > 0))
     if len(unseen):
         where = " and ".join(others)
-        what = f"no {unit} in {trained}, but some in {where}: nothing can be learned of what the scores ask for."
+        what = f"no {unit} in train, but some in {where}: nothing can be learned of what the scores ask for."
         fix = "Move samples of these classes into the training split, or leave the classes out."
         findings.append(_classes("warning", "class-untrained", what, fix, unseen, classes))
     if len(never) and train.any():
@@ -160,7 +160,7 @@ def coverage(
         share = train / train.sum()
         rare = np.flatnonzero((train > 0) & (share < RARE))
         if len(rare):
-            what = f"less than {100 * RARE:g} % of the labelled pixels in {trained}."
+            what = f"less than {100 * RARE:g} % of the labelled pixels in train."
             fix = "Class weights or crops around objects help: seglight data stats gives ready ones."
             finding = _classes("note", "class-rare", what, fix, rare, classes)
             details = [f"{100 * share[i]:.4f} %" for i in rare]

@@ -35,9 +35,9 @@ from seglight.data.base import SemanticDataModule
 from seglight.data.boxes import CONTEXT, objects
 from seglight.models import proposals
 from seglight.models.blocks import HeConv2d
-from seglight.models.fcn import VGG16, vgg16_to_fcn
 from seglight.models.semantic import SemanticModel
-from seglight.models.weights import hand_on
+from seglight.models.vgg import VGG16, vgg16_to_fcn
+from seglight.models.weights import check_start, hand_on
 from seglight.types import SemanticBatch, SemanticEvalBatch
 
 SIDE = 224
@@ -280,10 +280,7 @@ class DeconvNet(SemanticModel):
         ensemble: Literal["product", "mean"] = "product",
         **kwargs: Any,
     ):
-        if pretrained and init_from:
-            raise ValueError(f"Both pretrained and init_from={init_from!r} are set; choose one to start from.")
-        if pretrained and width != 64:
-            raise ValueError(f"width is {width}, but the ImageNet weights are of width 64; drop pretrained or width.")
+        check_start(pretrained, init_from, width)
         if test_box_limit < 1 or precise_bn < 0:
             raise ValueError(f"test_box_limit is {test_box_limit}, precise_bn {precise_bn}; they start at 1 and at 0.")
         if ensemble not in ("product", "mean"):

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from seglight.models.backbones import Backbone, DilationRule
 from seglight.models.base import BaseModel
 from seglight.models.semantic import SemanticModel
-from seglight.models.vgg import VGG16Trunk, check_start, start_trunk
-from seglight.models.weights import hand_on
+from seglight.models.vgg import VGG16Trunk, start_trunk
+from seglight.models.weights import check_start, hand_on
 from seglight.types import IGNORE_INDEX, SemanticBatch
 
 Head = Literal["largefov", "aspp-s", "aspp-l"]
@@ -278,8 +278,7 @@ class DeepLabV2(_DeepLabV2):
         init_from: str | None = None,
         **kwargs: Any,
     ):
-        if pretrained and init_from:
-            raise ValueError(f"Both pretrained and init_from={init_from!r} are set; choose one to start from.")
+        check_start(pretrained, init_from)
         if pretrained and stride_in_1x1:
             raise ValueError(
                 "pretrained takes timm's ImageNet weights, which were trained with strides in the 3x3 convolutions; "

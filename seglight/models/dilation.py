@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from seglight import inference
 from seglight.models.blocks import HeConv2d
-from seglight.models.fcn import FCN, VGG16
-from seglight.models.weights import hand_on
+from seglight.models.fcn import FCN
+from seglight.models.vgg import VGG16
+from seglight.models.weights import check_start, hand_on
 
 MARGIN = 186
 """Pixels that the front end loses on each side, and half of a cell of 8 more: score i is centred on pixels 8i..8i+7."""
@@ -193,7 +194,7 @@ class Dilation(FCN):
         width: int = 64,
         **kwargs: Any,
     ):
-        self.check_start(pretrained, init_from, width)
+        check_start(pretrained, init_from, width)
         network = DilationNetwork(
             num_classes, context, context_layers, context_padding, context_noise, freeze_front, width
         )

@@ -10,21 +10,19 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from seglight.models.blocks import BilinearDeconv, HeConv2d, crop_offset
+from seglight.models.blocks import BilinearDeconv, crop_offset
 from seglight.models.semantic import SemanticModel
-from seglight.models.weights import hand_on
+from seglight.models.vgg import VGG16Trunk, vgg16_to_fcn
+from seglight.models.weights import check_start, hand_on
 
 Variant = Literal["32s", "16s", "8s", "8s-atonce"]
-
-VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
-"""Width (times 64) and number of convolutions of each stage."""
 
 AT_ONCE_SCALES = (0.01, 0.0001)
 """What pool4 and pool3 are multiplied by in the at-once variant: it trains all scores together, so their inputs must
 have comparable magnitudes from the start."""
 
 
-class FCNNetwork(nn.Module):
+class FCNNetwork(VGG16Trunk):
     """VGG16 made convolutional, with scores of one to three strides summed and interpolated to the input's size.
 
     Padding 100 on the first convolution gives every image, however small, a score; what this shifts is cropped off
@@ -47,23 +45,8 @@ class FCNNetwork(nn.Module):
         learn_upsampling: Literal["none", "intermediate", "all"] = "none",
         width: int = 64,
     ):
-        super().__init__()
+        super().__init__("fcn", width=width)
         self.variant = variant
-        trunk: list[str] = []
-        channels = 3
-        for stage, (factor, convs) in enumerate(VGG16, start=1):
-            for i in range(1, convs + 1):
-                trunk.append(f"conv{stage}_{i}")
-                padding = 100 if trunk == ["conv1_1"] else 1
-                self.add_module(trunk[-1], HeConv2d(channels, factor * width, 3, padding=padding))
-                channels = factor * width
-            trunk.append(f"pool{stage}")
-            self.add_module(trunk[-1], nn.MaxPool2d(2, 2, ceil_mode=True))
-        self.trunk = tuple(trunk)
-        self.fc6 = HeConv2d(channels, 64 * width, 7)
-        self.drop6 = nn.Dropout(0.5)
-        self.fc7 = HeConv2d(64 * width, 64 * width, 1)
-        self.drop7 = nn.Dropout(0.5)
         self.score_fr = zero_score(64 * width, num_classes)
 
         def deconv(size: int, stride: int, last: bool = False) -> BilinearDeconv:
@@ -87,7 +70,7 @@ class FCNNetwork(nn.Module):
         """Where score_pool4, score_pool3 and the upsampled scores are cropped."""
 
         def until(pool: str) -> list[nn.Module]:
-            return [getattr(self, name) for name in self.trunk[: self.trunk.index(pool) + 1]]
+            return [getattr(self, name) for name in self.path[: self.path.index(pool) + 1]]
 
         path = [*until("pool5"), self.fc6, self.fc7, self.score_fr]
         if self.variant == "32s":
@@ -101,24 +84,15 @@ class FCNNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Score a normalised image; see the class."""
-        x = image
-        skips: dict[str, Tensor] = {}
-        for name in self.trunk:
-            x = getattr(self, name)(x)
-            if name.startswith("conv"):
-                x = nn.functional.relu(x, inplace=True)
-            elif name in self.offsets:
-                skips[name] = x
-        x = self.drop6(nn.functional.relu(self.fc6(x), inplace=True))
-        x = self.drop7(nn.functional.relu(self.fc7(x), inplace=True))
-        x = self.score_fr(x)
+        found = super().forward(image, [*self.offsets, "fc7"])
+        x = self.score_fr(found["fc7"])
         scales = AT_ONCE_SCALES if self.variant == "8s-atonce" else (1, 1)
-        if "pool4" in skips:
+        if "pool4" in found:
             x = self.upscore2(x)
-            x = x + crop_like(self.score_pool4(skips["pool4"] * scales[0]), self.offsets["pool4"], x)
-        if "pool3" in skips:
+            x = x + crop_like(self.score_pool4(found["pool4"] * scales[0]), self.offsets["pool4"], x)
+        if "pool3" in found:
             x = self.upscore_pool4(x)
-            x = x + crop_like(self.score_pool3(skips["pool3"] * scales[1]), self.offsets["pool3"], x)
+            x = x + crop_like(self.score_pool3(found["pool3"] * scales[1]), self.offsets["pool3"], x)
         last = {"32s": "upscore", "16s": "upscore16"}.get(self.variant, "upscore8")
         return {"out": crop_like(getattr(self, last)(x), self.offsets["out"], image)}
 
@@ -135,34 +109,6 @@ def crop_like(x: Tensor, offset: int, like: Tensor) -> Tensor:
     """Cut (..., H, W) to the size of `like`, from row and column `offset` on."""
     height, width = like.shape[-2:]
     return x[..., offset : offset + height, offset : offset + width]
-
-
-def vgg16_to_fcn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of torchvision's `vgg16` to the FCN layers; its last, 1000-way layer is dropped.
-
-    fc6 and fc7 become convolutions with the same numbers: fc6 is a linear layer on a flattened (512, 7, 7) map.
-
-    Args:
-        state_dict: of a `torchvision.models.vgg16` (without batch norm), at any width.
-
-    Raises:
-        ValueError: it is not one of a VGG16.
-    """
-    convs = [f"conv{stage}_{i}" for stage, (_, count) in enumerate(VGG16, start=1) for i in range(1, count + 1)]
-    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-    names = {f"features.{i}": conv for i, conv in zip(indices, convs, strict=True)}
-    names |= {"classifier.0": "fc6", "classifier.3": "fc7"}
-    missing = [old for old in names if f"{old}.weight" not in state_dict]
-    if missing:
-        raise ValueError(f"Not the weights of torchvision's vgg16 (without batch norm): {', '.join(missing)} missing.")
-    weights = {}
-    for old, new in names.items():
-        weight = state_dict[f"{old}.weight"]
-        if new in ("fc6", "fc7"):
-            side = 7 if new == "fc6" else 1
-            weight = weight.reshape(weight.shape[0], -1, side, side)
-        weights[f"{new}.weight"], weights[f"{new}.bias"] = weight, state_dict[f"{old}.bias"]
-    return weights
 
 
 class FCN(SemanticModel):
@@ -194,18 +140,6 @@ class FCN(SemanticModel):
         super().__init__(network=network, num_classes=num_classes, init_from=init_from, **kwargs)
         if pretrained:
             self._start_from_imagenet()
-
-    @staticmethod
-    def check_start(pretrained: bool, init_from: str | None, width: int) -> None:
-        """Refuse what contradicts itself before a large network is built for it.
-
-        Raises:
-            ValueError: two files to start from, or ImageNet weights for a network of another width.
-        """
-        if pretrained and init_from:
-            raise ValueError(f"Both pretrained and init_from={init_from!r} are set; choose one to start from.")
-        if pretrained and width != 64:
-            raise ValueError(f"width is {width}, but the ImageNet weights are of width 64; drop pretrained or width.")
 
     @staticmethod
     def converted(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -264,7 +198,7 @@ class FCNVGG16(FCN):
         width: int = 64,
         **kwargs: Any,
     ):
-        self.check_start(pretrained, init_from, width)
+        check_start(pretrained, init_from, width)
         network = FCNNetwork(num_classes, self.variant, learn_upsampling, width)
         super().__init__(network=network, num_classes=num_classes, pretrained=pretrained, init_from=init_from, **kwargs)
 

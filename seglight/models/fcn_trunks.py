@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from seglight.models.blocks import BilinearDeconv, CoordinateMap, HeConv2d, crop_offset
 from seglight.models.fcn import FCN, crop_like, zero_score
-from seglight.models.weights import hand_on
+from seglight.models.weights import check_start, hand_on
 
 # Channels of the convolutions and whether each is in two groups, as GPUs of 2012 needed it.
 CAFFENET = {"conv1": (96, 1), "conv2": (256, 2), "conv3": (384, 1), "conv4": (384, 2), "conv5": (256, 2)}
@@ -340,7 +340,7 @@ class FCN32sAlexNet(_OtherTrunk):
         width: int = 64,
         **kwargs: Any,
     ):
-        self.check_start(pretrained, init_from, width)
+        check_start(pretrained, init_from, width)
         network = CaffeNetFCNNetwork(num_classes, trunk, learn_upsampling, width)
         super().__init__(network=network, num_classes=num_classes, pretrained=pretrained, init_from=init_from, **kwargs)
 
@@ -377,7 +377,7 @@ class FCN32sGoogLeNet(_OtherTrunk):
         width: int = 64,
         **kwargs: Any,
     ):
-        self.check_start(pretrained, init_from, width)
+        check_start(pretrained, init_from, width)
         network = GoogLeNetFCNNetwork(num_classes, trunk, upscore_size, learn_upsampling, width)
         super().__init__(network=network, num_classes=num_classes, pretrained=pretrained, init_from=init_from, **kwargs)
 

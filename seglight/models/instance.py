@@ -108,9 +108,7 @@ class InstanceModel(BaseModel):
             detections = [ensemble.flip(detection, image.shape[-1]) for detection, image in found]
         for detection, image, small in zip(detections, images, inputs, strict=True):
             (height, width), (h, w) = image.shape[-2:], small.shape[-2:]
-            ratio = torch.tensor([width / w, height / h] * 2, device=image.device)
-            detection["boxes"] = detection["boxes"].float() * ratio
-            detection["windows"] = detection["windows"].float() * ratio
+            detection.update(ensemble.scale(detection, width / w, height / h))
             detection["scores"], detection["masks"] = detection["scores"].float(), detection["masks"].float()
         return detections
 

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from seglight.models.blocks import CoordinateMap, global_mean
 from seglight.models.semantic import SemanticModel
-from seglight.models.vgg import VGG16Trunk, check_start, start_trunk
+from seglight.models.vgg import VGG16Trunk, start_trunk
+from seglight.models.weights import check_start
 
 Trunk = Literal["vgg16_reduced", "vgg16_fcn32s"]
 IMAGE = CoordinateMap(Fraction(1), Fraction(0))

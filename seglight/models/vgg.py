@@ -18,10 +18,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from seglight.models.blocks import CoordinateMap, HeConv2d
-from seglight.models.fcn import VGG16, vgg16_to_fcn
 from seglight.models.weights import hand_on
 
 Form = Literal["reduced", "fcn"]
+
+VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
+"""Width (times 64) and number of convolutions of each stage."""
 
 
 class VGG16Trunk(nn.Module):
@@ -57,8 +59,9 @@ class VGG16Trunk(nn.Module):
         for suffix, rate in zip(suffixes, rates, strict=False):
             fc6 = HeConv2d(channels, wide, 3, padding=rate, dilation=rate) if reduced else HeConv2d(channels, wide, 7)
             self.add_module(f"fc6{suffix}", fc6)
+            self.add_module(f"drop6{suffix}", nn.Dropout(dropout))
             self.add_module(f"fc7{suffix}", HeConv2d(wide, wide, 1))
-        self.drop = nn.Dropout(dropout)
+            self.add_module(f"drop7{suffix}", nn.Dropout(dropout))
         self.branches = tuple((f"fc6{suffix}", f"fc7{suffix}") for suffix in suffixes)
 
     @property
@@ -96,13 +99,42 @@ class VGG16Trunk(nn.Module):
         for branch in self.branches:
             y = x
             for name in branch:
-                y = self.drop(nn.functional.relu(getattr(self, name)(y), inplace=True))
+                drop = getattr(self, name.replace("fc", "drop"))
+                y = drop(nn.functional.relu(getattr(self, name)(y), inplace=True))
                 if name in layers:
                     found[name] = y
         return found
 
 
 # ---------------------------------------------------------------------------------------------------- weights
+
+
+def vgg16_to_fcn(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of torchvision's `vgg16` to the FCN layers; its last, 1000-way layer is dropped.
+
+    fc6 and fc7 become convolutions with the same numbers: fc6 is a linear layer on a flattened (512, 7, 7) map.
+
+    Args:
+        state_dict: of a `torchvision.models.vgg16` (without batch norm), at any width.
+
+    Raises:
+        ValueError: it is not one of a VGG16.
+    """
+    convs = [f"conv{stage}_{i}" for stage, (_, count) in enumerate(VGG16, start=1) for i in range(1, count + 1)]
+    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    names = {f"features.{i}": conv for i, conv in zip(indices, convs, strict=True)}
+    names |= {"classifier.0": "fc6", "classifier.3": "fc7"}
+    missing = [old for old in names if f"{old}.weight" not in state_dict]
+    if missing:
+        raise ValueError(f"Not the weights of torchvision's vgg16 (without batch norm): {', '.join(missing)} missing.")
+    weights = {}
+    for old, new in names.items():
+        weight = state_dict[f"{old}.weight"]
+        if new in ("fc6", "fc7"):
+            side = 7 if new == "fc6" else 1
+            weight = weight.reshape(weight.shape[0], -1, side, side)
+        weights[f"{new}.weight"], weights[f"{new}.bias"] = weight, state_dict[f"{old}.bias"]
+    return weights
 
 
 def decimate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,14 +193,6 @@ def trunk_weights(content: Mapping[str, Tensor], trunk: VGG16Trunk, preprocessin
 
 
 _KINDS = ("weight", "bias")
-
-
-def check_start(pretrained: bool, init_from: str | None, width: int) -> None:
-    """Refuse what cannot be started from, before the network is built."""
-    if pretrained and init_from:
-        raise ValueError(f"Both pretrained and init_from={init_from!r} are set; choose one to start from.")
-    if pretrained and width != 64:
-        raise ValueError(f"width is {width}, but the ImageNet weights are of width 64; drop pretrained or width.")
 
 
 def start_trunk(

@@ -62,5 +62,17 @@ def hand_on(
     )
 
 
+def check_start(pretrained: bool, init_from: str | None, width: int = 64) -> None:
+    """Refuse what contradicts itself before a large network is built for it.
+
+    Raises:
+        ValueError: two files to start from, or ImageNet weights for a network of another width.
+    """
+    if pretrained and init_from:
+        raise ValueError(f"Both pretrained and init_from={init_from!r} are set; choose one to start from.")
+    if pretrained and width != 64:
+        raise ValueError(f"width is {width}, but the ImageNet weights are of width 64; drop pretrained or width.")
+
+
 def _layers(names: Iterable[str]) -> str:
     return ", ".join(sorted({name.rpartition(".")[0] or name for name in names})) or "nothing"
