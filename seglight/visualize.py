@@ -8,6 +8,7 @@ functions work without a display, in threads and beside a user's own figures.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -170,10 +171,16 @@ def legend(classes: Sequence[str], palette: Palette, width: int = 1024, size: in
 
 @functools.cache
 def font_of(size: int) -> Any:
-    """Pillow's own font, of this many pixels."""
+    """DejaVu Sans as matplotlib brings it, about as high as Pillow's own font of this size, which is for English."""
     from PIL import ImageFont
 
-    return ImageFont.load_default(size)
+    folder = Path(importlib.util.find_spec("matplotlib").origin).parent  # without importing it
+    return ImageFont.truetype(folder / "mpl-data/fonts/ttf/DejaVuSans.ttf", 0.92 * size)
+
+
+def plain(name: str) -> str:
+    """A name for matplotlib, which takes what stands between two dollar signs for a formula."""
+    return name.replace("$", r"\$")
 
 
 def shrink(image: np.ndarray, longest: int, labels: bool = False) -> np.ndarray:
@@ -241,9 +248,9 @@ def triptych(
         panel: longest side of each of the four pictures, pixels.
         title: written before the legend, for instance the image's id.
     """
-    image, mask, labels = fit(image, panel), fit(mask, panel, labels=True), fit(labels, panel, labels=True)
     valid = mask != IGNORE_INDEX
     error = f"error: {100 * (mask != labels)[valid].mean():.1f} % of the pixels" if valid.any() else "error"
+    image, mask, labels = fit(image, panel), fit(mask, panel, labels=True), fit(labels, panel, labels=True)
     panels = {
         "image": image,
         "ground truth": overlay(image, mask, palette, 0.6),

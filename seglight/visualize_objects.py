@@ -20,8 +20,8 @@ from seglight.types import RLE
 if TYPE_CHECKING:
     from seglight.detection_metrics import InstanceScores
 
-RIGHT, INVENTED, MISSED = (0, 158, 115), (214, 30, 40), (0, 114, 178)
-"""Green, red and blue of the error panel."""
+RIGHT, INVENTED, MISSED, IN_CROWD = (0, 158, 115), (214, 30, 40), (0, 114, 178), (225, 225, 225)
+"""Green, red, blue and grey of the error panel."""
 
 
 @dataclass
@@ -151,7 +151,10 @@ def match(truth: Objects, found: Objects, iou: float = 0.5, classes: bool = True
 
 
 def errors(image: np.ndarray, truth: Objects, found: Objects, classes: bool = True) -> tuple[np.ndarray, str]:
-    """Found objects (at IoU 0.5) in green, invented ones in red, missed ones in blue, on grey; and a caption."""
+    """Found objects (at IoU 0.5) in green, invented ones in red, missed ones in blue, on grey; and a caption.
+
+    Those in a crowd are neither right nor invented, and light grey.
+    """
     import cv2
 
     hit, taken = match(truth, found, classes=classes)
@@ -159,13 +162,16 @@ def errors(image: np.ndarray, truth: Objects, found: Objects, classes: bool = Tr
     missed = np.flatnonzero(~taken & ~crowd)
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     dim = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=0.5, beta=60), cv2.COLOR_GRAY2RGB)
-    right = int((hit >= 0).sum())
+    kinds = np.where(hit < 0, 1, 0)
+    if len(taken):
+        kinds[(hit >= 0) & crowd[hit]] = 2
+    right, invented = int((kinds == 0).sum()), int((kinds == 1).sum())
     shown = range(len(hit)) if classes else np.flatnonzero(hit >= 0)  # of proposals, many are meant to be wrong
     rles = [*(found.rles[i] for i in shown), *(truth.rles[i] for i in missed)]
-    colours = [RIGHT if hit[i] >= 0 else INVENTED for i in shown] + [MISSED] * len(missed)
+    colours = [(RIGHT, INVENTED, IN_CROWD)[kinds[i]] for i in shown] + [MISSED] * len(missed)
     drawn = Objects(np.zeros(len(rles), int), rles)
     if classes:
-        caption = f"{right} right, {len(hit) - right} invented, {len(missed)} missed"
+        caption = f"{right} right, {invented} invented, {len(missed)} missed"
     else:
         caption = f"{int((taken & ~crowd).sum())} found, {len(missed)} missed"
     return overlay(dim, drawn, ["object"], colours, 0.6, names=False), caption
@@ -179,6 +185,7 @@ def panels(
     agnostic: bool = False,
     panel: int = 480,
     title: str = "",
+    min_score: float = 0.0,
 ) -> np.ndarray:
     """Image, ground truth, prediction and errors side by side: uint8 (h, w, 3).
 
@@ -190,12 +197,14 @@ def panels(
         agnostic: classes need not agree.
         panel: longest side of each picture, pixels.
         title: written below, for instance the image's id.
+        min_score: that objects worth drawing have at least; written beside their number.
     """
+    best = f" of score {100 * min_score:.0f} or more" if min_score else ""
     wrong, caption = errors(image, truth, found, not agnostic)
     contents = {
         "image": image,
         f"ground truth: {len(truth.rles)} objects": overlay(image, truth, classes),
-        f"prediction: {len(found.rles)} objects": overlay(image, found, [""] if agnostic else classes),
+        f"prediction: {len(found.rles)} objects{best}": overlay(image, found, [""] if agnostic else classes),
         caption: wrong,
     }
     contents = {name: visualize.fit(content, panel) for name, content in contents.items()}
@@ -253,7 +262,7 @@ def precision_recall_png(path: str | Path, scores: InstanceScores, most: int = 1
         axes = figure.add_subplot(1, 2, 2)
         shown = counted[np.argsort(-scores.objects[counted], kind="stable")][:most]
         for k, colour in zip(shown, visualize.default_palette(most + 1)[1:], strict=False):
-            label = f"{scores.classes[k]}: {100 * scores.precision[0][:, k].mean():.1f}"
+            label = f"{visualize.plain(scores.classes[k])}: {100 * scores.precision[0][:, k].mean():.1f}"
             axes.plot(recalls, 100 * scores.precision[0][:, k], color=np.array(colour) / 255, lw=1.6, label=label)
         more = f", {most} most frequent" if len(counted) > most else ""
         panels.append((axes, f"classes at IoU 0.50{more}"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tiny import Blocks, Tiny
 
 from seglight.callbacks.parts import trainer_parts
 from seglight.callbacks.told_to_stop import requeue
+from seglight.data.base import _start_worker
 
 ROOT = Path(__file__).parents[1]
 LOOKS = {"classes": list(Blocks.classes), "palette": list(Blocks.palette)}
@@ -199,6 +202,41 @@ def test_the_task_of_an_array_is_put_back_alone(slurm, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     requeue()
     assert "No such file" in capsys.readouterr().out
+
+
+def test_workers_leave_the_signals_to_the_ranks():
+    """SLURM sends them to every process, and a worker has the handlers that its rank had when it was started."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: os._exit(3))
+    try:
+        batches = iter(Blocks(workers=1).train_batches(20))
+        first = next(batches)
+        (worker,) = multiprocessing.active_children()
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(worker.pid, number)
+        assert len([first, *batches]) == 20
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_worker_that_hangs_can_be_ended():
+    """The second time it is told; the loader's end and the interpreter's each do."""
+
+    def hang(started):
+        _start_worker(0)
+        started.set()
+        while True:
+            time.sleep(0.01)
+
+    started = multiprocessing.get_context("fork").Event()
+    process = multiprocessing.get_context("fork").Process(target=hang, args=(started,), daemon=True)
+    process.start()
+    assert started.wait(60)
+    process.terminate()
+    process.join(1)
+    assert process.is_alive()
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
 
 
 JOB = """

@@ -39,11 +39,11 @@ def trainer_parts(
     keep = {"dirpath": out / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": False}
     return {
         "callbacks": [
+            Progress(monitor=monitor, show=show),  # first, so that its bar is closed when others print
             RunFolder(out, config),
             Guard(),
             Pictures(),
             Predictions(),
-            Progress(monitor=monitor, show=show),
             ToldToStop(),
             Checkpoints(filename="best", monitor=monitor, mode="max", **keep),
             Checkpoints(filename="last", **keep),

@@ -155,7 +155,9 @@ class Pictures(Callback):
             found["labels"].cpu().numpy(), found["rles"], found["scores"].float().cpu().numpy()
         )
         best = scored.above(self.min_score)
-        picture = visualize_objects.panels(pixels, truth, best, model.classes, model.agnostic, title=name)
+        picture = visualize_objects.panels(
+            pixels, truth, best, model.classes, model.agnostic, title=name, min_score=self.min_score
+        )
         size, small = pixels.shape[:2], visualize.shrink(pixels, self.longest)
         objects = {"ground truth": truth, "prediction": best}
         masks = {

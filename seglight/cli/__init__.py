@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
 
 HELP = """usage: seglight VERB [options]
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"seglight {__version__} (pytorch-lightning {metadata.version('pytorch-lightning')}, ", end="")
         print(f"torch {metadata.version('torch')}, Python {sys.version.split()[0]})")
         return 0
+    for stream in (sys.stdout, sys.stderr):  # a name or a sign that the terminal cannot show must not stop anything
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream.encoding.lower().startswith("utf") else "replace")
     if verb in VERBS[:4]:
         from seglight.cli import experiment
 

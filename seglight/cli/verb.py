@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import os
 import re
 import sys
@@ -103,9 +102,6 @@ def guarded(name: str, call: Callable[[], int]) -> int:
         name: of the command, for messages.
         call: the command, which returns the status if nothing is raised.
     """
-    for stream in (sys.stdout, sys.stderr):  # a name or a sign that the terminal cannot show must not stop anything
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace" if stream.encoding.lower().startswith("utf") else "replace")
     try:
         status = call()
         sys.stdout.flush()  # where nobody reads on, this is the moment to hear of it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,11 +53,21 @@ class _View(Dataset):
             return Stop(str(error))
 
 
-def _single_thread(worker: int) -> None:
-    """Workers are the parallelism: OpenCV's own threads on top would only get in each other's way."""
+def _start_worker(worker: int) -> None:
+    """What a worker process needs of its own.
+
+    Workers are the parallelism: OpenCV's own threads on top would only get in each other's way.
+
+    And SLURM tells every process of a job that it must make room. The handler of SIGUSR1 that a worker has from the
+    trainer would save the run there and wait for the other ranks for ever; and a worker that a first SIGTERM ends takes
+    the run with it, before that can save its last step.
+    """
     import cv2
 
     cv2.setNumThreads(0)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class DataModule(LightningDataModule):
@@ -263,7 +274,7 @@ class DataModule(LightningDataModule):
             "collate_fn": ship,  # it is already a batch
             "pin_memory": on_gpu,
             "persistent_workers": self.workers > 0,
-            "worker_init_fn": _single_thread,
+            "worker_init_fn": _start_worker,
         }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from seglight.data_stats.result import LARGE, SMALL
 from seglight.data_stats.text import percent
+from seglight.visualize import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +78,7 @@ def _classes(axes: Any, stats: Statistics) -> None:
         absent = not stats.holding[k]
         place = low / 2 if absent else share[k]
         axes.text(place * 1.15, k, "never" if absent else text, va="center", fontsize=_font(count) - 1, color="0.25")
-    axes.set_yticks(range(count), stats.classes, fontsize=_font(count))
+    axes.set_yticks(range(count), map(plain, stats.classes), fontsize=_font(count))
     axes.set_xticks([10.0**e for e in range(math.floor(math.log10(low / 2)) + 1, 3)])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
@@ -107,7 +108,8 @@ def _company(axes: Any, stats: Statistics) -> None:
                 in_layout=False,
             )
     size = 9 if count <= _FEW else min(7.5, 520 / count)
-    names = stats.classes if count <= 100 else [""] * count  # they would not be legible, and the order is the same
+    # More than 100 would not be legible, and the order is that of the bars.
+    names = [plain(name) if count <= 100 else "" for name in stats.classes]
     axes.set_xticks(range(count), names, rotation=90, fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
     axes.tick_params(length=0)

@@ -41,7 +41,9 @@ def duplicate_findings(
         kind = _kind(paths[a], paths[b], pair, number < _CHECKED)
         place = Place(below(paths[a], root), below(paths[b], root), paths[a], paths[b])
         if kind != "similar":
-            kinds[kind, splits[a], splits[b]].append(place)
+            found = kinds[kind, splits[a], splits[b]]
+            if all(place.name != other.name for other in found):  # an image once, though it has many likes
+                found.append(place)
         elif group[a] != group[b] and pair.score > similar[splits[a], splits[b]].get(a, (0.0, place))[0]:
             similar[splits[a], splits[b]][a] = (pair.score, place)
     findings = [_found(kind, late, early, tuple(places)) for (kind, late, early), places in kinds.items()]

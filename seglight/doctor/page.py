@@ -46,8 +46,8 @@ margin-right:8px}
 pre{background:var(--paper);border:1px solid var(--line);border-radius:6px;padding:8px 12px;overflow:auto;
 margin:6px 0 10px;font-size:13px}
 .row{display:flex;gap:12px;flex-wrap:wrap;margin:8px 0}
-figure{margin:0;max-width:460px}
-figure div{display:flex;gap:3px}
+figure{margin:0;max-width:100%}
+figure div{display:flex;flex-wrap:wrap;gap:3px}
 img{height:132px;max-width:100%;border-radius:4px;background:#8883;display:block;object-fit:contain}
 figcaption{font-size:12px;color:var(--dim);overflow-wrap:anywhere}
 details{font-size:13px}summary{cursor:pointer;color:var(--dim)}

@@ -154,7 +154,9 @@ def _add_split(module: DataModule, case: Case, split: Split, asked: bool) -> Non
             pairs, lonely = pairs_of(module, split)
             case.findings += lonely
             if pairs:
-                case.parts.append(Part(split, as_dataset(f"Folder {split}", pairs, module.lut, module.colours)))
+                name = split if "{split}" in module.images else "train and val"  # one folder is all of them
+                if all(part.split != name for part in case.parts):
+                    case.parts.append(Part(name, as_dataset(f"Folder {name}", pairs, module.lut, module.colours)))
             return
         if all(found.what != other.what for other in case.findings):
             case.findings.append(found)
