@@ -78,6 +78,25 @@ def overlay_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}_overlay.jpg")
 
 
+def objects_path(path: Path) -> Path:
+    """Where the masks of the objects in a json go."""
+    return path.with_name(f"{path.stem}_objects")
+
+
+def path_of(folder: Path, image_id: str, suffix: str = ".png") -> Path:
+    """Where the prediction of an image of a dataset goes: subfolders of its id are kept, so that ids stay apart."""
+    return folder / f"{image_id}{suffix}"
+
+
+def in_the_way(path: Path) -> Path | None:
+    """What exists already of a picture's results: the file, its overlay or, of a json, a folder of masks."""
+    for file in (path, overlay_path(path)):
+        if file.exists():
+            return file
+    folder = objects_path(path)
+    return folder if path.suffix == ".json" and folder.is_dir() and any(folder.iterdir()) else None
+
+
 def as_array(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     """Any picture as uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
 
@@ -187,7 +206,7 @@ def main(argv: list[str]) -> int:
         task = read(args.ckpt_path[0]).get("seglight", {}).get("task", "semantic")
         paths = outputs(found, args.out, ".json" if task == "instance" else ".png")
         together = [args.out / "objects.json"] if task == "instance" else []
-        occupied = [path for path in (*paths, *together) if path.exists() or overlay_path(path).exists()]
+        occupied = [there for path in (*paths, *together) if (there := in_the_way(path))]
         if occupied and not args.overwrite:
             raise FileExistsError(
                 f"{len(occupied)} of {len(paths)} results exist already, the first is {occupied[0]}. "

@@ -262,6 +262,11 @@ def test_prediction_of_a_picture(tmp_path):
     assert names == ["deep/a.json", *objects, "deep/a_overlay.jpg"]
     mask = cv2.imread(str(tmp_path / objects[1]), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(mask > 0, image[..., 1] > 0) and set(np.unique(mask)) == {0, 255}
+    mine = tmp_path / "deep/a_objects/123_by_hand.png"
+    mine.write_bytes(b"precious")
+    model().predict(image, min_score=0.85).save(tmp_path / "deep" / "a.jpg")
+    assert mine.read_bytes() == b"precious"
+    assert sorted(p.name for p in mine.parent.iterdir()) == ["000_red_0.90.png", mine.name]
     empty = model().predict(np.zeros((20, 30, 3), np.uint8))
     assert len(empty) == 0 and empty.masks.shape == (0, 20, 30) and empty.to_coco() == []
     empty.save(tmp_path / "empty")
@@ -295,6 +300,13 @@ def test_the_predict_command_writes_objects_and_an_annotation_file(tmp_path, cap
     from pycocotools.coco import COCO
 
     assert len(COCO(str(tmp_path / "out/objects.json")).getAnnIds()) == 2
+    capsys.readouterr()
+    mine = tmp_path / "new/a_objects/mask.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"precious")
+    assert main([*words, "--out", str(tmp_path / "new")]) == 2
+    assert f"1 of 4 results exist already, the first is {mine.parent}" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "new").rglob("*")] == ["a_objects", "mask.png"]
 
 
 def square(x, y, side, size=(40, 60)):

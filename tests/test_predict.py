@@ -147,3 +147,32 @@ def test_pictures_of_more_than_8_bits_are_refused_however_they_come(checkpoint, 
     assert ramp.mode == mode
     with pytest.raises(ValueError, match=f'mode "{mode}", more than 8 bits'):
         seglight.load(checkpoint).predict(ramp)
+
+
+def test_images_of_a_split_in_subfolders_keep_their_own_files(checkpoint, tmp_path):
+    from seglight.callbacks.predictions import Predictions
+    from seglight.cli.explain_metric import _saved
+    from seglight.data.folder import Folder
+
+    for part in ("images", "masks"):
+        (tmp_path / "test" / part / "a").mkdir(parents=True)
+        (tmp_path / "train" / part).mkdir(parents=True)
+    for i, name in enumerate(("a/b", "a_b", "c")):
+        mask = np.full((20, 24), i, np.uint8)
+        Image.fromarray(80 * np.dstack([mask] * 3)).save(tmp_path / "test/images" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "test/masks" / f"{name}.png")
+    data = Folder(root=str(tmp_path), classes=list(Blocks.classes), workers=0)
+    model = seglight.load(checkpoint)
+    trainer = pl.Trainer(
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        default_root_dir=str(tmp_path / "run"),
+        callbacks=[Predictions()],
+    )
+    trainer.predict(model, datamodule=data)
+    saved = tmp_path / "run/predictions"
+    assert sorted(str(p.relative_to(saved)) for p in saved.rglob("*.png")) == ["a/b.png", "a_b.png", "c.png"]
+    for i, (name, labels, mask) in enumerate(_saved(saved, data, "test")):
+        assert (name, mask.min()) == (("a/b", "a_b", "c")[i], i)
+        assert np.array_equal(labels, model.predict(tmp_path / "test/images" / f"{name}.png").labels)

@@ -10,14 +10,15 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from seglight.callbacks.run_folder import run_dir
-from seglight.predict import SemanticPrediction
+from seglight.predict import SemanticPrediction, path_of
 from seglight.predict_instances import InstancePrediction, coco_results
 
 
 class Predictions(Callback):
     """Saves the predictions of a datamodule's test split in the run folder, from any number of ranks.
 
-    Of a semantic model `seglight predict` writes each picture's labels as predictions/<image id>.png with its overlay.
+    Of a semantic model `seglight predict` writes each picture's labels as predictions/<image id>.png with its overlay;
+    an id with slashes makes subfolders.
     Of an instance model `test` and `predict` write results.json, COCO's results format with the image and category ids
     of the annotation file, and `predict` also predictions/<image id>_overlay.jpg and a mask per object.
 
@@ -51,7 +52,7 @@ class Predictions(Callback):
             else:
                 labels = outputs[i].to("cpu").numpy().astype(np.uint8)
                 prediction = SemanticPrediction(pixels, labels, pl_module.classes, pl_module.palette)
-            prediction.save(folder / name.replace("/", "_").replace("\\", "_"))
+            prediction.save(path_of(folder, name, ".json" if instance else ".png"))
 
     def _objects(self, model: LightningModule, pixels: np.ndarray, found: Any, rles: list[Any]) -> InstancePrediction:
         arrays = {name: found[name].float().cpu().numpy() for name in ("boxes", "scores")}
