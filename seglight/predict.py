@@ -225,7 +225,7 @@ def main(argv: list[str]) -> int:
 
 def _model(checkpoints: list[str], options: dict[str, Any]) -> Any:
     """The model of a checkpoint, or an ensemble of several; options that are not its own go to its members."""
-    from seglight.checkpoints import load
+    from seglight.checkpoints import check_arguments, load
 
     if len(checkpoints) == 1:
         return load(checkpoints[0], **options)
@@ -234,23 +234,37 @@ def _model(checkpoints: list[str], options: dict[str, Any]) -> Any:
     own = inspect.signature(MaskEnsemble).parameters.keys()
     of_members = {name: value for name, value in options.items() if name not in own}
     merging = {name: value for name, value in options.items() if name in own}
+    check_arguments(MaskEnsemble, merging)
     return MaskEnsemble(checkpoints, test_options=of_members, **merging).eval()
 
 
 def overrides(rest: list[str]) -> dict[str, Any]:
     """Test-time options of the command line: `--model.test_flip true` as {"test_flip": True}.
 
+    Whether the model has such an option, and takes such a value, is for `seglight.load` to say.
+
     Raises:
-        ValueError: an argument that is not a test-time option of the model.
+        ValueError: an argument that is not called test_*, or has no value.
     """
     import yaml
 
-    words = [word for argument in rest for word in argument.split("=", 1)]
-    found = {}
-    for key, value in zip(words[::2], [*words[1::2], None], strict=False):
-        if not key.startswith("--model.test_") or value is None:
-            raise ValueError(f"There is no option {key!r} here; see seglight predict --help.")
-        found[key.removeprefix("--model.").removeprefix("init_args.")] = yaml.safe_load(value)
+    found, words = {}, iter(rest)
+    for word in words:
+        key, given, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        name = key.removeprefix("--model.").removeprefix("init_args.")
+        if not key.startswith("--model.") or not name.startswith("test_"):
+            raise ValueError(
+                f"There is no option {key} here: only test-time options of the model can be changed, such as "
+                f"--model.test_flip true."
+            )
+        if not given:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{key} has no value.")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key} is {value!r}, which is no YAML; write lists as [0.75,1].") from error
     return found
 
 

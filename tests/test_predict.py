@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -6,6 +8,7 @@ from tiny import Blocks, Tiny
 
 import seglight
 from seglight.cli import main
+from seglight.predict import overrides
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +179,39 @@ def test_images_of_a_split_in_subfolders_keep_their_own_files(checkpoint, tmp_pa
     for i, (name, labels, mask) in enumerate(_saved(saved, data, "test")):
         assert (name, mask.min()) == (("a/b", "a_b", "c")[i], i)
         assert np.array_equal(labels, model.predict(tmp_path / "test/images" / f"{name}.png").labels)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.test_flip", "flase"], r"test_flip is 'flase', but Tiny takes test_flip: bool = False\."),
+        (["--model.test_scales", "0.5"], r"test_scales is 0\.5, but Tiny takes test_scales: .*list\[float\]"),
+        (["--model.test_scales=[0]"], r"test_scales is \[0\]; give factors above 0"),
+        (["--model.test_scales", "[0.5"], r"--model\.test_scales is '\[0\.5', which is no YAML"),
+        (["--model.test_aggregate", "sofmax"], r"test_aggregate is 'sofmax', but Tiny takes .*'softmax'"),
+        (["--model.test_windw", "33"], r"Tiny has no option test_windw\. Did you mean test_window\?"),
+        (["--model.test_flip"], r"--model\.test_flip has no value\."),
+        (["--model.test_flip", "--model.test_window", "33"], r"--model\.test_flip has no value\."),
+        (["--model.lr", "3"], r"--model\.lr .* only test-time options"),
+    ],
+)
+def test_wrong_test_options_are_named(checkpoint, pictures, tmp_path, capsys, words, message):
+    start = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu", "--source", str(pictures / "a.jpg")]
+    assert main([*start, "--out", str(tmp_path / "out"), *words]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_only_options_are_split_at_an_equals_sign():
+    words = ["--model.test_boxes", "runs/epoch=3-step=10.ckpt", "--model.init_args.test_crf={w1: 5}"]
+    assert overrides(words) == {"test_boxes": "runs/epoch=3-step=10.ckpt", "test_crf": {"w1": 5}}
+
+
+def test_load_names_overrides_that_do_not_fit(checkpoint):
+    with pytest.raises(ValueError, match=r"Tiny has no option test_flp\. Did you mean test_flip\?"):
+        seglight.load(checkpoint, test_flp=True)
+    with pytest.raises(
+        ValueError, match=r"trained with num_classes=4, not 3; start from these weights with model.init"
+    ):
+        seglight.load(checkpoint, num_classes=3)
+    assert seglight.load(checkpoint, num_classes=4, test_scales=[1, 0.5]).test_scales == [1, 0.5]
