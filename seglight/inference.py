@@ -14,13 +14,14 @@ No function here turns gradients off; wrap the call in `torch.inference_mode()`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Net = Callable[[Tensor], Tensor]
 Aggregate = Literal["softmax", "logits", "exp"]
@@ -32,6 +33,17 @@ STRIPE = 2**17
 """Floats of a stripe of logits in `labels` (512 KiB): the few passes over it then stay in the processor's cache."""
 BAND = 16
 """Rows of the small logits that `labels` widens at a time; one row is computed twice for each band."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; the mode of before comes back, also where something fails."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from seglight import crf, inference, official
 from seglight.losses import cross_entropy
 from seglight.metrics import ConfusionMatrix, Scores
 from seglight.models.base import BaseModel
+from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,10 +239,8 @@ class SemanticModel(BaseModel):
         from seglight.predict import SemanticPrediction, as_array
 
         image = as_array(source)
-        training = self.training
-        self.eval()
-        labels, _ = self.labels([torch.from_numpy(image).permute(2, 0, 1).to(self.device)])
-        self.train(training)
+        with inference.evaluating(self):
+            labels, _ = self.labels([torch.from_numpy(image).permute(2, 0, 1).to(self.device)])
         return SemanticPrediction(image, labels[0].to(torch.uint8).cpu().numpy(), self.classes, self.palette)
 
     # ---------------------------------------------------------------- evaluation
@@ -280,7 +279,8 @@ class SemanticModel(BaseModel):
         result = self._evaluate(batch)
         for scores, mask in zip(result.pop("logits"), batch["mask"], strict=True):
             loss = cross_entropy(scores[None], mask[None].long(), align_corners=self.align_corners)
-            self._val_loss.append(torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)]))
+            labelled = (mask != IGNORE_INDEX).any()  # without a label there is no loss to average
+            self._val_loss.append(torch.stack([loss, labelled]).double())
         return result
 
     def on_validation_epoch_end(self) -> None:
