@@ -101,26 +101,33 @@ def as_array(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     """Any picture as uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
 
     Raises:
-        ValueError: an array of another shape or type, a picture of more than 8 bits.
+        ValueError: an array of another shape or type, a picture of more than 8 bits or without pixels.
     """
+    from PIL import Image, ImageOps
+
     if isinstance(source, (str, Path)):
         from seglight.data.decode import read_image
 
         return read_image(source, exif=True)
-    if not isinstance(source, np.ndarray):
-        from PIL import ImageOps
-
+    if isinstance(source, Image.Image):
         if source.mode.startswith(("I", "F")):
             raise ValueError(
                 f'The picture has the mode "{source.mode}", more than 8 bits for each pixel; choose the grey values '
                 f"that matter and bring them to 0..255 first."
             )
-        return np.array(ImageOps.exif_transpose(source).convert("RGB"))
+        source = np.array(ImageOps.exif_transpose(source).convert("RGB"))
+    if not isinstance(source, np.ndarray):
+        raise ValueError(
+            f"The picture is a {type(source).__name__}; give a file, a PIL image or a NumPy array, uint8 (H, W, 3) in "
+            f"RGB order, 0..255 (of a tensor (3, H, W): image.permute(1, 2, 0).cpu().numpy())."
+        )
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
         raise ValueError(
             f"The picture is an array of {source.dtype} {source.shape}; give uint8 (H, W, 3) in RGB order, 0..255."
         )
-    return np.ascontiguousarray(source)
+    if not source.size:
+        raise ValueError(f"The picture is {source.shape[0]} pixels high and {source.shape[1]} wide; give at least one.")
+    return np.require(source, requirements=["C", "W"])  # torch warns of arrays that cannot be written to
 
 
 def find(source: str) -> list[tuple[Path, Path]]:
@@ -289,7 +296,7 @@ def _predict_all(
         for task in saving:
             task.result()
     if options:
-        document = annotations(objects, model.classes)
+        document = annotations(objects, model.names)
         out.mkdir(parents=True, exist_ok=True)
         (out / "objects.json").write_text(json.dumps(document) + "\n")
     print(f"{len(sources) - len(failed)} of {len(sources)} pictures segmented into {out}")

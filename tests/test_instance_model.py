@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -377,3 +378,33 @@ def test_strips_keep_a_pixel_of_width(size):
 
 def test_no_images_no_detections():
     assert InstanceModel(network=torch.nn.Identity(), num_classes=2).detect([]) == []
+
+
+def test_proposals_without_classes_are_objects_everywhere(tmp_path):
+    from seglight.callbacks.predictions import Predictions
+    from seglight.predict import _predict_all
+
+    finder, pixels = model(), Blobs(1).image(0)
+    finder.agnostic, find = True, finder.network._find
+    finder.network._find = lambda image: {**find(image), "labels": torch.zeros(2, dtype=torch.int64)}
+    assert set(finder.predict(pixels).names) == {"object"}
+    found = finder.detect([torch.from_numpy(pixels).permute(2, 0, 1)])[0]
+    saved = Predictions()._objects(finder, pixels, found, finder._rles(found, pixels.shape[:2]))
+    assert set(saved.names) == {"object"}
+    cv2.imwrite(str(tmp_path / "a.png"), pixels[..., ::-1])
+    pictures = [(tmp_path / "a.png", Path("a.png"))]
+    assert _predict_all(finder, pictures, [tmp_path / "a.json"], tmp_path, {"min_score": 0.5}) == 0
+    document = json.loads((tmp_path / "objects.json").read_text())
+    assert document["categories"] == [{"id": 1, "name": "object"}]
+    assert {one["category_id"] for one in document["annotations"]} == {1}
+
+
+@pytest.mark.parametrize(("name", "written"), [("123", 123), ("0", 0), ("000123", "000123"), ("²", "²"), ("١", "١")])
+def test_only_plain_numbers_become_image_ids(name, written):
+    from seglight.callbacks.predictions import Predictions
+
+    detection = {"boxes": torch.zeros(1, 4), "scores": torch.ones(1), "labels": torch.zeros(1, dtype=torch.int64)}
+    outputs = {"detections": [detection], "rles": [[{"size": [2, 2], "counts": b"04"}]]}
+    kept = Predictions()
+    kept._keep(SimpleNamespace(datamodule=None), outputs, {"image_id": [name]})
+    assert [one["image_id"] for one in kept._results] == [written]

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 from tiny import Blocks, Tiny
 
@@ -40,6 +41,7 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_file_array_and_pil_image_give_the_same(checkpoint, pictures):
     model = seglight.load(checkpoint)
     from_file = model.predict(pictures / "b.png")
@@ -49,8 +51,12 @@ def test_file_array_and_pil_image_give_the_same(checkpoint, pictures):
     assert np.array_equal(from_file.labels, model.predict(Image.open(pictures / "b.png")).labels)
     assert abs(sum(from_file.shares.values()) - 1) < 1e-9
     assert from_file.overlay().size == (23, 17)
-    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
-        model.predict(array / 255.0)
+    for wrong in (array / 255.0, [array], torch.zeros(3, 17, 23, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
+            model.predict(wrong)
+    for empty in (array[:0], Image.new("RGB", (5, 0))):
+        with pytest.raises(ValueError, match=r"The picture is 0 pixels high and .* wide; give at least one"):
+            model.predict(empty)
 
 
 def test_saved_label_map_is_a_palette_png_of_the_original_size(checkpoint, pictures, tmp_path):

@@ -64,14 +64,14 @@ class Predictions(Callback):
             labels[keep],
             arrays["scores"][keep],
             [rles[i] for i in keep],
-            model.classes,
+            model.names,
             model.palette,
         )
 
     def _keep(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         ids = getattr(trainer.datamodule, "category_ids", None)
         for name, found, rles in zip(batch["image_id"], outputs["detections"], outputs["rles"], strict=True):
-            image_id = int(name) if name.isdigit() else name
+            image_id = int(name) if name.isdecimal() and str(int(name)) == name else name
             arrays = [found[key].float().cpu().numpy() for key in ("boxes", "scores")]
             labels = found["labels"].cpu().numpy()
             self._results += coco_results(image_id, arrays[0], labels, arrays[1], rles, ids)
