@@ -33,6 +33,9 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """Objects of one image as entries of a COCO results file, plain JSON values.
 
+    Boxes are there for the scores of boxes. pycocotools takes the size of a detection from its box, where there is one,
+    also when it scores masks: for its APs, APm, APl, ARs, ARm and ARl of masks drop `bbox` first, as detectron2 does.
+
     Args:
         image_id: as in the annotation file.
         boxes: (N, 4), x1 y1 x2 y2.

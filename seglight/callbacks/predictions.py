@@ -20,7 +20,8 @@ class Predictions(Callback):
     Of a semantic model `seglight predict` writes each picture's labels as predictions/<image id>.png with its overlay;
     an id with slashes makes subfolders.
     Of an instance model `test` and `predict` write results.json, COCO's results format with the image and category ids
-    of the annotation file, and `predict` also predictions/<image id>_overlay.jpg and a mask per object.
+    of the annotation file, and `predict` also predictions/<image id>_overlay.jpg and a mask per object. Drop `bbox` of
+    results.json before pycocotools scores masks by size, see `coco_results`.
 
     Args:
         min_score: objects are drawn and saved as masks from this score on; results.json holds all.
