@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 import os
 import pickle
 from pathlib import Path
@@ -67,13 +69,40 @@ def of_run(content: dict[str, Any]) -> dict[str, Any]:
     return content.get("callbacks", {}).get("RunFolder") or {}
 
 
+def check_arguments(cls: type[BaseModel], arguments: dict[str, Any]) -> None:
+    """Refuse what the constructor of a model does not take: names, and of the test-time options values, too.
+
+    Raises:
+        ValueError: the first argument that does not fit, with what would.
+    """
+    if not arguments:
+        return
+    from jsonargparse import ArgumentParser, Namespace
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, fail_untyped=False)
+    known = vars(parser.get_defaults())
+    for name, value in arguments.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f"{cls.__name__} has no option {name}." + (f" Did you mean {near[0]}?" if near else ""))
+        if not name.startswith("test_"):
+            continue
+        try:
+            parser.validate(Namespace(**{name: value}), skip_required=True)
+        except TypeError as error:
+            signatures = [inspect.signature(base.__init__, eval_str=True).parameters for base in cls.__mro__[:-1]]
+            wanted = next(signature[name] for signature in signatures if name in signature)
+            raise ValueError(f"{name} is {value!r}, but {cls.__name__} takes {wanted}.") from error
+
+
 def load(path: str | Path, map_location: str | torch.device = "cpu", **overrides: Any) -> BaseModel:
     """Rebuild a model from its checkpoint alone, ready to predict.
 
     Args:
         path: a `.ckpt` file that seglight wrote.
         map_location: device of the model.
-        overrides: constructor arguments to change, for instance `test_flip=True`.
+        overrides: constructor arguments to change, for instance `test_flip=True`; see `check_arguments`.
 
     Raises:
         ValueError: the file was not written by seglight, or does not fit the overrides.
@@ -91,6 +120,13 @@ def load(path: str | Path, map_location: str | torch.device = "cpu", **overrides
         raise ValueError(f"{path} holds a {stored['class_path']}, which cannot be imported ({error}).") from error
     if not (isinstance(cls, type) and issubclass(cls, BaseModel)):
         raise ValueError(f"{path} names {stored['class_path']}, which is not a seglight model.")
+    check_arguments(cls, overrides)
+    trained = len(stored["classes"])
+    if overrides.get("num_classes", trained) != trained:
+        raise ValueError(
+            f"{path} was trained with num_classes={trained}, not {overrides['num_classes']}; start from these weights "
+            f"with model.init_from."
+        )
     arguments = {"classes": stored["classes"], "palette": stored["palette"], **stored["init_args"], **overrides}
     arguments.update({name: none for name, none in STARTS.items() if name in arguments})
     try:

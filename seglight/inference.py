@@ -14,21 +14,36 @@ No function here turns gradients off; wrap the call in `torch.inference_mode()`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Net = Callable[[Tensor], Tensor]
 Aggregate = Literal["softmax", "logits", "exp"]
 """What is averaged: probabilities, logits, or exponentials of logits (EncNet's release), before which the logits of an
 image and of its mirror image are added."""
+SizeRule = Callable[[tuple[int, int], float, int | None], tuple[int, int]]
+"""Size (h, w) of an image of some size at a scale, with or without a common longer side; see `scaled_size`."""
 STRIPE = 2**17
 """Floats of a stripe of logits in `labels` (512 KiB): the few passes over it then stay in the processor's cache."""
 BAND = 16
 """Rows of the small logits that `labels` widens at a time; one row is computed twice for each band."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; the mode of before comes back, also where something fails."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
@@ -215,13 +230,14 @@ def multiscale(
     long_side: int | None = None,
     resize: Literal["logits", "votes"] = "logits",
     align_image: bool = False,
+    size_of: SizeRule | None = None,
 ) -> Tensor:
     """Run `net` on the image at several scales, mirrored left to right too if asked, and average.
 
     Args:
         net: see the module; it must accept every scaled size.
         image: float (B, C, H, W), normalised.
-        scales: factors; the image is resized bilinearly to the rounded size.
+        scales: factors above 0; the image is resized bilinearly to the size that `scaled_size` gives.
         flip: look at each scale twice.
         aggregate: "softmax" averages probabilities (DeepLabv3), "logits" averages logits; see `Aggregate`.
         align_corners: of resizing the logits to the image.
@@ -229,26 +245,36 @@ def multiscale(
         resize: "logits" brings logits to the size of the image, "votes" what they are averaged as, such as
             probabilities. The latter suits windows, which make probabilities at the size of the scaled image.
         align_image: align_corners of resizing the image.
+        size_of: another rule than `scaled_size`, called with (H, W), a scale and `long_side`.
 
     Returns:
         float32 (B, K, H, W), as `sliding`.
     """
-    if not scales:
-        raise ValueError("scales is empty; give at least one factor, for example (1.0,).")
+    if not scales or not all(scale > 0 for scale in scales):
+        raise ValueError(f"scales is {scales}; give at least one factor above 0, for example (1.0,).")
     height, width = image.shape[-2:]
     if resize not in ("logits", "votes"):
         raise ValueError(f'resize is {resize!r}; choose "logits" or "votes".')
+    rule = size_of or partial(scaled_size, align_corners=align_image)
     total = 0.0
     for scale in scales:
-        size = scaled_size((height, width), scale, long_side)
+        size = rule((height, width), scale, long_side)
         scaled = _resize(image, size, align_image)
         votes = _look(net, scaled, size if resize == "votes" else (height, width), flip, aggregate, align_corners)
         total = total + _resize(votes, (height, width), align_corners)
     return _verdict(total / len(scales), aggregate)
 
 
-def scaled_size(size: tuple[int, int], scale: float, long_side: int | None = None) -> tuple[int, int]:
-    """Size (h, w) of an image at a scale: of its own size, or of the size whose longer side is `long_side`."""
+def scaled_size(
+    size: tuple[int, int], scale: float, long_side: int | None = None, align_corners: bool = False
+) -> tuple[int, int]:
+    """Size (h, w) of an image at a scale: of its own size, or of the size whose longer side is `long_side`.
+
+    Sides are rounded, halves to even, as in PSPNet's release. With `align_corners` the distance of the corners is what
+    is scaled, not the own side, and rounded down, as in TensorFlow's DeepLab.
+    """
+    if align_corners and long_side is None:
+        return int((size[0] - 1) * scale + 1), int((size[1] - 1) * scale + 1)
     factor = scale if long_side is None else round(scale * long_side) / max(size)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 

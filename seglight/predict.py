@@ -78,30 +78,56 @@ def overlay_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}_overlay.jpg")
 
 
+def objects_path(path: Path) -> Path:
+    """Where the masks of the objects in a json go."""
+    return path.with_name(f"{path.stem}_objects")
+
+
+def path_of(folder: Path, image_id: str, suffix: str = ".png") -> Path:
+    """Where the prediction of an image of a dataset goes: subfolders of its id are kept, so that ids stay apart."""
+    return folder / f"{image_id}{suffix}"
+
+
+def in_the_way(path: Path) -> Path | None:
+    """What exists already of a picture's results: the file, its overlay or, of a json, a folder of masks."""
+    for file in (path, overlay_path(path)):
+        if file.exists():
+            return file
+    folder = objects_path(path)
+    return folder if path.suffix == ".json" and folder.is_dir() and any(folder.iterdir()) else None
+
+
 def as_array(source: str | Path | np.ndarray | Image.Image) -> np.ndarray:
     """Any picture as uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
 
     Raises:
-        ValueError: an array of another shape or type, a picture of more than 8 bits.
+        ValueError: an array of another shape or type, a picture of more than 8 bits or without pixels.
     """
+    from PIL import Image, ImageOps
+
     if isinstance(source, (str, Path)):
         from seglight.data.decode import read_image
 
         return read_image(source, exif=True)
-    if not isinstance(source, np.ndarray):
-        from PIL import ImageOps
-
+    if isinstance(source, Image.Image):
         if source.mode.startswith(("I", "F")):
             raise ValueError(
                 f'The picture has the mode "{source.mode}", more than 8 bits for each pixel; choose the grey values '
                 f"that matter and bring them to 0..255 first."
             )
-        return np.array(ImageOps.exif_transpose(source).convert("RGB"))
+        source = np.array(ImageOps.exif_transpose(source).convert("RGB"))
+    if not isinstance(source, np.ndarray):
+        raise ValueError(
+            f"The picture is a {type(source).__name__}; give a file, a PIL image or a NumPy array, uint8 (H, W, 3) in "
+            f"RGB order, 0..255 (of a tensor (3, H, W): image.permute(1, 2, 0).cpu().numpy())."
+        )
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
         raise ValueError(
             f"The picture is an array of {source.dtype} {source.shape}; give uint8 (H, W, 3) in RGB order, 0..255."
         )
-    return np.ascontiguousarray(source)
+    if not source.size:
+        raise ValueError(f"The picture is {source.shape[0]} pixels high and {source.shape[1]} wide; give at least one.")
+    return np.require(source, requirements=["C", "W"])  # torch warns of arrays that cannot be written to
 
 
 def find(source: str) -> list[tuple[Path, Path]]:
@@ -187,7 +213,7 @@ def main(argv: list[str]) -> int:
         task = read(args.ckpt_path[0]).get("seglight", {}).get("task", "semantic")
         paths = outputs(found, args.out, ".json" if task == "instance" else ".png")
         together = [args.out / "objects.json"] if task == "instance" else []
-        occupied = [path for path in (*paths, *together) if path.exists() or overlay_path(path).exists()]
+        occupied = [there for path in (*paths, *together) if (there := in_the_way(path))]
         if occupied and not args.overwrite:
             raise FileExistsError(
                 f"{len(occupied)} of {len(paths)} results exist already, the first is {occupied[0]}. "
@@ -219,7 +245,7 @@ def device_of(asked: str | None) -> str:
 
 def _model(checkpoints: list[str], options: dict[str, Any]) -> Any:
     """The model of a checkpoint, or an ensemble of several; options that are not its own go to its members."""
-    from seglight.checkpoints import load
+    from seglight.checkpoints import check_arguments, load
 
     if len(checkpoints) == 1:
         return load(checkpoints[0], **options)
@@ -228,23 +254,37 @@ def _model(checkpoints: list[str], options: dict[str, Any]) -> Any:
     own = inspect.signature(MaskEnsemble).parameters.keys()
     of_members = {name: value for name, value in options.items() if name not in own}
     merging = {name: value for name, value in options.items() if name in own}
+    check_arguments(MaskEnsemble, merging)
     return MaskEnsemble(checkpoints, test_options=of_members, **merging).eval()
 
 
 def overrides(rest: list[str]) -> dict[str, Any]:
     """Test-time options of the command line: `--model.test_flip true` as {"test_flip": True}.
 
+    Whether the model has such an option, and takes such a value, is for `seglight.load` to say.
+
     Raises:
-        ValueError: an argument that is not a test-time option of the model.
+        ValueError: an argument that is not called test_*, or has no value.
     """
     import yaml
 
-    words = [word for argument in rest for word in argument.split("=", 1)]
-    found = {}
-    for key, value in zip(words[::2], [*words[1::2], None], strict=False):
-        if not key.startswith("--model.test_") or value is None:
-            raise ValueError(f"There is no option {key!r} here; see seglight predict --help.")
-        found[key.removeprefix("--model.").removeprefix("init_args.")] = yaml.safe_load(value)
+    found, words = {}, iter(rest)
+    for word in words:
+        key, given, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        name = key.removeprefix("--model.").removeprefix("init_args.")
+        if not key.startswith("--model.") or not name.startswith("test_"):
+            raise ValueError(
+                f"There is no option {key} here: only test-time options of the model can be changed, such as "
+                f"--model.test_flip true."
+            )
+        if not given:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{key} has no value.")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key} is {value!r}, which is no YAML; write lists as [0.75,1].") from error
     return found
 
 
@@ -269,7 +309,7 @@ def _predict_all(
         for task in saving:
             task.result()
     if options:
-        document = annotations(objects, model.classes)
+        document = annotations(objects, model.names)
         out.mkdir(parents=True, exist_ok=True)
         (out / "objects.json").write_text(json.dumps(document) + "\n")
     print(f"{len(sources) - len(failed)} of {len(sources)} pictures segmented into {out}")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+MASK = re.compile(r"\d{3,}_.*_[01]\.\d\d\.png")
+"""Name of a mask of `InstancePrediction.save`: rank, class, score."""
+
+
 def coco_results(
     image_id: int | str,
     boxes: np.ndarray,
@@ -28,6 +32,9 @@ def coco_results(
     category_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Objects of one image as entries of a COCO results file, plain JSON values.
+
+    Boxes are there for the scores of boxes. pycocotools takes the size of a detection from its box, where there is one,
+    also when it scores masks: for its APs, APm, APl, ARs, ARm and ARl of masks drop `bbox` first, as detectron2 does.
 
     Args:
         image_id: as in the annotation file.
@@ -91,18 +98,22 @@ class InstancePrediction:
         return coco_results(image_id, self.boxes, self.labels, self.scores, self.rles, category_ids)
 
     def save(self, path: str | Path) -> None:
-        """Write NAME.json (COCO results), NAME_overlay.jpg and NAME_objects/000_class_0.98.png, a mask per object."""
+        """Write NAME.json (COCO results), NAME_overlay.jpg and NAME_objects/000_class_0.98.png, a mask per object.
+
+        Masks of an earlier prediction, known by such names, are removed from that folder; other files are kept.
+        """
         import cv2
 
-        from seglight.predict import with_suffix
+        from seglight.predict import objects_path, overlay_path, with_suffix
 
         path = with_suffix(Path(path), ".json")
-        folder = path.with_name(f"{path.stem}_objects")
+        folder = objects_path(path)
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_coco(path.stem)) + "\n")
-        self.overlay().save(path.with_name(f"{path.stem}_overlay.jpg"), quality=92)
+        self.overlay().save(overlay_path(path), quality=92)
         for old in folder.glob("*.png"):
-            old.unlink()  # of an earlier prediction, which the caller chose to replace
+            if MASK.fullmatch(old.name):  # of an earlier prediction, which the caller chose to replace
+                old.unlink()
         for i, (rle, name, score) in enumerate(zip(self.rles, self.names, self.scores, strict=True)):
             mask = mask_tools.decode([rle])[0].astype(np.uint8) * 255
             file = folder / f"{i:03}_{re.sub(r'[^-.0-9A-Za-z]+', '_', name)}_{score:.2f}.png"

@@ -374,6 +374,29 @@ def test_the_loss_is_taken_at_full_resolution_with_aligned_corners():
     assert torch.isclose(lightning.loss({"out": logits}, batch)["loss"], expected)
 
 
+def tensorflow_probabilities(net, image, scales):
+    """tensorflow/models, deeplab: scale_dimension, resize_bilinear(align_corners=True), means of probabilities."""
+    resize, total = functools.partial(nn.functional.interpolate, mode="bilinear", align_corners=True), 0
+    for scale in scales:
+        size = [int((side - 1.0) * scale + 1.0) for side in image.shape[-2:]]
+        for flip in (False, True):
+            look = resize(image.flip(-1) if flip else image, size)
+            logits = net(look).flip(-1) if flip else net(look)
+            total = total + resize(logits, image.shape[-2:]).softmax(1)
+    return total / len(scales) / 2
+
+
+def test_scales_and_flips_are_those_of_the_release():
+    ours = model(test_scales=[0.5, 1.0, 1.75], test_flip=True).eval()
+    settled(ours.network)
+    image = torch.randint(0, 256, (1, 3, 34, 41), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        image = ours.normalize(image)
+        theirs = tensorflow_probabilities(ours.logits, image, ours.test_scales)
+        assert theirs.std() > 0.01
+        torch.testing.assert_close(ours.protocol(image).softmax(1), theirs, rtol=0, atol=1e-5)
+
+
 def test_training_and_validation_take_turns_at_their_strides():
     from pytorch_lightning import Trainer
 

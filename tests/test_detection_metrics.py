@@ -581,3 +581,44 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match="entry 0 has no bbox"):
         evaluate_json(*written(tmp_path / "bad", document, bare))
     assert evaluate_json(*written(tmp_path / "none", document, [])).masks.values["AP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit", "message"),
+    [
+        ("results", {"bbox": [1, 2, 3]}, r"entry 0 has the bbox \[1, 2, 3\]; it must be x, y, width and height"),
+        ("results", {"bbox": [1, 2, -3, 4]}, r"entry 0 has the bbox \[1, 2, -3, 4\]; it must be"),
+        ("results", {"score": float("nan")}, "entry 0 has the score nan, which is no finite number"),
+        ("results", {"segmentation": []}, "entry 0: no 'segmentation'"),
+        ("results", {"segmentation": {"size": [W, H], "counts": f"{W * H}"}}, "entry 0: .* do not add up"),
+        (
+            "results",
+            {"segmentation": {"size": [W, H], "counts": [W * H]}},
+            rf"entry 0 has a mask of the size \[{W}, {H}",
+        ),
+        ("results", {"segmentation": {"size": [H, W], "counts": "!!"}}, "entry 0: the 'counts' of an RLE"),
+        ("results", {"image_id": [1]}, r"entry 0 has the image_id \[1\]; it must be"),
+        ("annotations", {"segmentation": None}, "annotation 1 has no segmentation, but others have"),
+        ("annotations", {"bbox": None}, "entry 0 has no bbox"),
+        ("annotations", {"area": "big"}, "annotation 1 has the area 'big'"),
+        ("images", {"id": 1}, "image 1 is listed twice"),
+        ("images", {"height": None}, r"image \[0\] has no height"),
+        ("categories", {"name": None}, r"category \[0\] has no name"),
+    ],
+)
+def test_entries_that_cannot_be_scored_are_named(kind, edit, message, tmp_path):
+    document, results = as_coco(scene(1))
+    (results if kind == "results" else document[kind])[0].update(edit)
+    with pytest.raises(ValueError, match=message):
+        evaluate_json(*written(tmp_path, document, results))
+
+
+def test_annotations_of_boxes_alone(tmp_path):
+    document, results = as_coco(scene(1))
+    full = evaluate_json(*written(tmp_path, document, results)).boxes
+    for one in document["annotations"]:
+        del one["segmentation"]
+    bare = evaluate_json(*written(tmp_path, document, results))
+    assert bare.masks is None and bare.boxes.values == pytest.approx(full.values, abs=1e-12, nan_ok=True)
+    nothing = evaluate_json(*written(tmp_path, document, []))
+    assert nothing.masks is None and nothing.boxes.values["AP"] == 0

@@ -349,6 +349,14 @@ def test_sizes_of_scales(size, long_side, expected):
     assert [inference.scaled_size(size, scale, long_side) for scale in (0.5, 1.0, 1.75)] == expected
 
 
+def test_sizes_of_scales_whose_corners_coincide():
+    """As TensorFlow's DeepLab has it, scale_dimension; a common longer side is a size, aligned or not."""
+    sizes = [inference.scaled_size((375, 513), scale, align_corners=True) for scale in (0.5, 1.0, 1.75)]
+    assert sizes == [(188, 257), (375, 513), (655, 897)]
+    assert inference.scaled_size((1, 1), 0.1, align_corners=True) == (1, 1)
+    assert inference.scaled_size((375, 500), 0.5, 512, align_corners=True) == (192, 256)
+
+
 def test_scales_of_a_common_size_and_votes_resized_as_such():
     net = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
     image, by_hand = random(1, 3, 12, 20), 0
@@ -366,9 +374,10 @@ def test_an_unknown_way_to_resize_is_refused():
         multiscale(pointwise, random(1, 3, 8, 8), resize="labels")
 
 
-def test_no_scale_is_refused():
-    with pytest.raises(ValueError, match="scales is empty"):
-        multiscale(pointwise, random(1, 3, 8, 8), ())
+@pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,), (float("nan"),)])
+def test_scales_are_factors_above_0(scales):
+    with pytest.raises(ValueError, match="at least one factor above 0"):
+        multiscale(pointwise, random(1, 3, 8, 8), scales)
 
 
 # ------------------------------------------------------------------------ overlap-tile

@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from tiny import Blocks, Tiny, TinyNetwork, picture
 from torch import nn
+from torch.utils.data import DataLoader
 
 import seglight
 from seglight.models.base import BaseModel
@@ -45,6 +46,30 @@ def test_forward_gives_image_size_and_labels_original_sizes():
     assert [tuple(map.shape) for map in labels] == [(20, 30), (20, 30), (33, 17)]
     for image, label in zip(images, labels, strict=True):
         assert torch.equal(model(image[None]).argmax(1)[0], label.long())
+
+
+def test_images_without_labels_are_not_in_the_validation_loss():
+    torch.manual_seed(0)
+    model, image = Tiny(num_classes=4), picture(16, 16)
+    labels, nothing = torch.zeros(16, 16, dtype=torch.uint8), torch.full((16, 16), 255, dtype=torch.uint8)
+    losses = []
+    for masks in ([labels], [labels, nothing, nothing], [nothing]):
+        batches = [{"image": [image], "mask": [mask], "image_id": ["a"]} for mask in masks]
+        losses.append(quiet().validate(model, DataLoader(batches, batch_size=None), verbose=False)[0]["val/loss"])
+    assert losses[0] == losses[1] > 0 and np.isnan(losses[2])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_failed_look_leaves_the_mode_as_it_was(training):
+    """A Conv2d takes no list of images, an Identity no targets."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    semantic = SemanticModel(network=nn.Conv2d(1, 2, 1), num_classes=2).train(training)
+    instance = InstanceModel(network=nn.Identity(), num_classes=2).train(training)
+    calls = [lambda: semantic.predict(pixels), lambda: instance.predict(pixels), lambda: instance([picture()])]
+    for model, call in zip((semantic, instance, instance), calls, strict=True):
+        with pytest.raises((RuntimeError, TypeError)):
+            call()
+        assert model.training == model.network.training == training
 
 
 def test_loss_weights_match_outputs_by_name():
@@ -90,6 +115,9 @@ def test_schedules():
         ({"num_classes": 256}, "255"),
         ({"num_classes": 3, "classes": ["a"]}, "one name per class"),
         ({"num_classes": 3, "class_weights": [1.0]}, "one per class"),
+        ({"num_classes": 3, "test_scales": [1.0, 0.0]}, r"test_scales is \[1.0, 0.0\]; give factors above 0"),
+        ({"num_classes": 3, "test_window": 0}, "test_window is 0; give a number of pixels"),
+        ({"num_classes": 3, "test_long_side": -5}, "test_long_side is -5; give a number of pixels"),
     ],
 )
 def test_bad_arguments(bad, word):

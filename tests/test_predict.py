@@ -1,11 +1,15 @@
+import re
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 from tiny import Blocks, Tiny
 
 import seglight
 from seglight.cli import main
+from seglight.predict import overrides
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,7 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_file_array_and_pil_image_give_the_same(checkpoint, pictures):
     model = seglight.load(checkpoint)
     from_file = model.predict(pictures / "b.png")
@@ -46,8 +51,12 @@ def test_file_array_and_pil_image_give_the_same(checkpoint, pictures):
     assert np.array_equal(from_file.labels, model.predict(Image.open(pictures / "b.png")).labels)
     assert abs(sum(from_file.shares.values()) - 1) < 1e-9
     assert from_file.overlay().size == (23, 17)
-    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
-        model.predict(array / 255.0)
+    for wrong in (array / 255.0, [array], torch.zeros(3, 17, 23, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
+            model.predict(wrong)
+    for empty in (array[:0], Image.new("RGB", (5, 0))):
+        with pytest.raises(ValueError, match=r"The picture is 0 pixels high and .* wide; give at least one"):
+            model.predict(empty)
 
 
 def test_saved_label_map_is_a_palette_png_of_the_original_size(checkpoint, pictures, tmp_path):
@@ -147,3 +156,68 @@ def test_pictures_of_more_than_8_bits_are_refused_however_they_come(checkpoint, 
     assert ramp.mode == mode
     with pytest.raises(ValueError, match=f'mode "{mode}", more than 8 bits'):
         seglight.load(checkpoint).predict(ramp)
+
+
+def test_images_of_a_split_in_subfolders_keep_their_own_files(checkpoint, tmp_path):
+    from seglight.callbacks.predictions import Predictions
+    from seglight.cli.explain_metric import _saved
+    from seglight.data.folder import Folder
+
+    for part in ("images", "masks"):
+        (tmp_path / "test" / part / "a").mkdir(parents=True)
+        (tmp_path / "train" / part).mkdir(parents=True)
+    for i, name in enumerate(("a/b", "a_b", "c")):
+        mask = np.full((20, 24), i, np.uint8)
+        Image.fromarray(80 * np.dstack([mask] * 3)).save(tmp_path / "test/images" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "test/masks" / f"{name}.png")
+    data = Folder(root=str(tmp_path), classes=list(Blocks.classes), workers=0)
+    model = seglight.load(checkpoint)
+    trainer = pl.Trainer(
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        default_root_dir=str(tmp_path / "run"),
+        callbacks=[Predictions()],
+    )
+    trainer.predict(model, datamodule=data)
+    saved = tmp_path / "run/predictions"
+    assert sorted(str(p.relative_to(saved)) for p in saved.rglob("*.png")) == ["a/b.png", "a_b.png", "c.png"]
+    for i, (name, labels, mask) in enumerate(_saved(saved, data, "test")):
+        assert (name, mask.min()) == (("a/b", "a_b", "c")[i], i)
+        assert np.array_equal(labels, model.predict(tmp_path / "test/images" / f"{name}.png").labels)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.test_flip", "flase"], r"test_flip is 'flase', but Tiny takes test_flip: bool = False\."),
+        (["--model.test_scales", "0.5"], r"test_scales is 0\.5, but Tiny takes test_scales: .*list\[float\]"),
+        (["--model.test_scales=[0]"], r"test_scales is \[0\]; give factors above 0"),
+        (["--model.test_scales", "[0.5"], r"--model\.test_scales is '\[0\.5', which is no YAML"),
+        (["--model.test_aggregate", "sofmax"], r"test_aggregate is 'sofmax', but Tiny takes .*'softmax'"),
+        (["--model.test_windw", "33"], r"Tiny has no option test_windw\. Did you mean test_window\?"),
+        (["--model.test_flip"], r"--model\.test_flip has no value\."),
+        (["--model.test_flip", "--model.test_window", "33"], r"--model\.test_flip has no value\."),
+        (["--model.lr", "3"], r"--model\.lr .* only test-time options"),
+    ],
+)
+def test_wrong_test_options_are_named(checkpoint, pictures, tmp_path, capsys, words, message):
+    start = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu", "--source", str(pictures / "a.jpg")]
+    assert main([*start, "--out", str(tmp_path / "out"), *words]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_only_options_are_split_at_an_equals_sign():
+    words = ["--model.test_boxes", "runs/epoch=3-step=10.ckpt", "--model.init_args.test_crf={w1: 5}"]
+    assert overrides(words) == {"test_boxes": "runs/epoch=3-step=10.ckpt", "test_crf": {"w1": 5}}
+
+
+def test_load_names_overrides_that_do_not_fit(checkpoint):
+    with pytest.raises(ValueError, match=r"Tiny has no option test_flp\. Did you mean test_flip\?"):
+        seglight.load(checkpoint, test_flp=True)
+    with pytest.raises(
+        ValueError, match=r"trained with num_classes=4, not 3; start from these weights with model.init"
+    ):
+        seglight.load(checkpoint, num_classes=3)
+    assert seglight.load(checkpoint, num_classes=4, test_scales=[1, 0.5]).test_scales == [1, 0.5]

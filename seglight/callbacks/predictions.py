@@ -10,16 +10,18 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from seglight.callbacks.run_folder import run_dir
-from seglight.predict import SemanticPrediction
+from seglight.predict import SemanticPrediction, path_of
 from seglight.predict_instances import InstancePrediction, coco_results
 
 
 class Predictions(Callback):
     """Saves the predictions of a datamodule's test split in the run folder, from any number of ranks.
 
-    Of a semantic model `seglight predict` writes each picture's labels as predictions/<image id>.png with its overlay.
+    Of a semantic model `seglight predict` writes each picture's labels as predictions/<image id>.png with its overlay;
+    an id with slashes makes subfolders.
     Of an instance model `test` and `predict` write results.json, COCO's results format with the image and category ids
-    of the annotation file, and `predict` also predictions/<image id>_overlay.jpg and a mask per object.
+    of the annotation file, and `predict` also predictions/<image id>_overlay.jpg and a mask per object. Drop `bbox` of
+    results.json before pycocotools scores masks by size, see `coco_results`.
 
     Args:
         min_score: objects are drawn and saved as masks from this score on; results.json holds all.
@@ -51,7 +53,7 @@ class Predictions(Callback):
             else:
                 labels = outputs[i].to("cpu").numpy().astype(np.uint8)
                 prediction = SemanticPrediction(pixels, labels, pl_module.classes, pl_module.palette)
-            prediction.save(folder / name.replace("/", "_").replace("\\", "_"))
+            prediction.save(path_of(folder, name, ".json" if instance else ".png"))
 
     def _objects(self, model: LightningModule, pixels: np.ndarray, found: Any, rles: list[Any]) -> InstancePrediction:
         arrays = {name: found[name].float().cpu().numpy() for name in ("boxes", "scores")}
@@ -63,14 +65,14 @@ class Predictions(Callback):
             labels[keep],
             arrays["scores"][keep],
             [rles[i] for i in keep],
-            model.classes,
+            model.names,
             model.palette,
         )
 
     def _keep(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         ids = getattr(trainer.datamodule, "category_ids", None)
         for name, found, rles in zip(batch["image_id"], outputs["detections"], outputs["rles"], strict=True):
-            image_id = int(name) if name.isdigit() else name
+            image_id = int(name) if name.isdecimal() and str(int(name)) == name else name
             arrays = [found[key].float().cpu().numpy() for key in ("boxes", "scores")]
             labels = found["labels"].cpu().numpy()
             self._results += coco_results(image_id, arrays[0], labels, arrays[1], rles, ids)

@@ -157,11 +157,11 @@ def _saved(folder: Path, data: Any, split: str) -> Iterator[tuple[str, np.ndarra
     """The same from files."""
     from seglight.data.decode import read_mask
     from seglight.data.findings import listing
+    from seglight.predict import path_of
 
     dataset = data.split(split)
-    names = {name: name.replace("/", "_").replace("\\", "_") for name in dataset.ids}
-    files = {name: folder / f"{short}.png" for name, short in names.items()}
-    if missing := [file.name for file in files.values() if not file.is_file()]:
+    files = {name: path_of(folder, name) for name in dataset.ids}
+    if missing := [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]:
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} predictions are not in {folder}: {listing(missing, 3)}. Label PNGs are "
             "named as the images, and every image of the split needs one."

@@ -18,6 +18,7 @@ instead of the auxiliary head (`se_stage3` in `loss_weights`). That one's width,
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -285,4 +286,12 @@ class EncNet(SemanticModel):
             long_side=self.test_long_side,
             resize="votes",
             align_image=self.align_corners,
+            size_of=_release_size if self.test_long_side else None,
         )
+
+
+def _release_size(size: tuple[int, int], scale: float, long_side: int) -> tuple[int, int]:
+    """The release's size of an image at a scale: the longer side is rounded up, the other one with halves up."""
+    longer = math.ceil(long_side * scale)
+    height, width = (max(1, int(side * longer / max(size) + 0.5)) for side in size)
+    return height, width

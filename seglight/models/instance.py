@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from seglight import official
+from seglight import inference, official
 from seglight.models.base import BaseModel
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ class InstanceModel(BaseModel):
         """Further scores of the dataset's benchmark, of the last `test` or `validate`; see `seglight.official`."""
         self._official: OfficialScores | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """What the labels of detections mean: the classes, or `object` for all of them where classes do not count."""
+        return ["object"] if self.agnostic else self.classes
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: InstanceBatch, batch_idx: int) -> Tensor:
@@ -134,11 +139,8 @@ class InstanceModel(BaseModel):
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
         """`detect`, in training and in evaluation mode alike."""
-        training = self.training
-        self.eval()
-        detections = self.detect(images)
-        self.train(training)
-        return detections
+        with inference.evaluating(self):
+            return self.detect(images)
 
     def _rles(self, detection: Detections, size: tuple[int, int]) -> list[RLE]:
         from seglight import masks
@@ -157,10 +159,8 @@ class InstanceModel(BaseModel):
         from seglight.predict_instances import InstancePrediction
 
         image = as_array(source)
-        training = self.training
-        self.eval()
-        (found,) = self.detect([torch.from_numpy(image).permute(2, 0, 1).to(self.device)])
-        self.train(training)
+        with inference.evaluating(self):
+            (found,) = self.detect([torch.from_numpy(image).permute(2, 0, 1).to(self.device)])
         keep = found["scores"] >= min_score
         found = {name: value[keep] for name, value in found.items()}
         return InstancePrediction(
@@ -169,7 +169,7 @@ class InstanceModel(BaseModel):
             labels=found["labels"].cpu().numpy(),
             scores=found["scores"].cpu().numpy(),
             rles=self._rles(found, image.shape[:2]),
-            classes=["object"] if self.agnostic else self.classes,
+            classes=self.names,
             palette=self.palette,
         )
 

@@ -150,8 +150,9 @@ class PSPNet(SemanticModel):
 
     With `test_window` a test follows the authors' release: each window is looked at as it is and, with `test_flip`,
     mirrored; probabilities are averaged over windows, widened to the image, averaged over scales. An image smaller than
-    a window lies in its middle. Theirs on VOC: `test_window` 473, `test_long_side` 512 (Cityscapes: 713 and 2048),
-    `test_flip`, `test_scales` 0.5, 0.75, 1, 1.25, 1.5, 1.75.
+    a window lies in its middle. Images are resized half-pixel (there by OpenCV), to sizes rounded as in Python. Theirs
+    on VOC: `test_window` 473, `test_long_side` 512 (Cityscapes: 713 and 2048), `test_flip`, `test_scales` 0.5, 0.75, 1,
+    1.25, 1.5, 1.75. Without windows, which they do not do, images are resized corner-aligned, as all else.
 
     Args:
         num_classes: K.

@@ -14,6 +14,7 @@ from seglight import crf, inference, official
 from seglight.losses import cross_entropy
 from seglight.metrics import ConfusionMatrix, Scores
 from seglight.models.base import BaseModel
+from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,8 @@ class SemanticModel(BaseModel):
     Args:
         network: maps a normalised image to a dict of logits.
         num_classes: K.
-        align_corners: how logits are resized to labels (True for the corner-aligned sizes 8k + 1).
+        align_corners: how logits are resized to labels, and images to test scales (True for the corner-aligned sizes
+            8k + 1).
         loss_weights: weight of each output in the loss; outputs not named here are not trained on.
         class_weights: K weights of the cross entropy, or none.
         loss_reduction: "mean" over labelled pixels; "sum" is the unnormalised loss of the FCN release.
@@ -93,6 +95,11 @@ class SemanticModel(BaseModel):
         super().__init__(network=network, num_classes=num_classes, **kwargs)
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(f"{len(class_weights)} class_weights for {num_classes} classes; give one per class.")
+        if not all(scale > 0 for scale in test_scales or ()):
+            raise ValueError(f"test_scales is {test_scales}; give factors above 0, such as [0.75, 1.0, 1.25], or none.")
+        for name, side in (("test_window", test_window), ("test_long_side", test_long_side)):
+            if side is not None and side < 1:
+                raise ValueError(f"{name} is {side}; give a number of pixels from 1, or none.")
         self.align_corners = align_corners
         self.loss_weights = loss_weights or {"out": 1.0}
         self.loss_reduction: Literal["mean", "sum"] = loss_reduction
@@ -164,13 +171,16 @@ class SemanticModel(BaseModel):
         return self.network(image)["out"]
 
     def protocol(self, image: Tensor) -> Tensor:
-        """`logits` under the test-time options: log-probabilities once anything is averaged."""
+        """`logits` under the test-time options: log-probabilities once anything is averaged.
+
+        Images are resized as logits are: with `align_corners` the corners of an image at all scales coincide.
+        """
         net, options = self.logits, {"aggregate": self.test_aggregate, "align_corners": self.align_corners}
         if self.test_window:
             window = self.test_window
             net = partial(inference.sliding, net, window=window, stride=-(-2 * window // 3), **options)
         if self.test_flip or self.test_long_side or list(self.test_scales) != [1.0]:
-            options["long_side"] = self.test_long_side
+            options |= {"long_side": self.test_long_side, "align_image": self.align_corners}
             return inference.multiscale(net, image, self.test_scales, self.test_flip, **options)
         return net(image)
 
@@ -229,10 +239,8 @@ class SemanticModel(BaseModel):
         from seglight.predict import SemanticPrediction, as_array
 
         image = as_array(source)
-        training = self.training
-        self.eval()
-        labels, _ = self.labels([torch.from_numpy(image).permute(2, 0, 1).to(self.device)])
-        self.train(training)
+        with inference.evaluating(self):
+            labels, _ = self.labels([torch.from_numpy(image).permute(2, 0, 1).to(self.device)])
         return SemanticPrediction(image, labels[0].to(torch.uint8).cpu().numpy(), self.classes, self.palette)
 
     # ---------------------------------------------------------------- evaluation
@@ -271,7 +279,8 @@ class SemanticModel(BaseModel):
         result = self._evaluate(batch)
         for scores, mask in zip(result.pop("logits"), batch["mask"], strict=True):
             loss = cross_entropy(scores[None], mask[None].long(), align_corners=self.align_corners)
-            self._val_loss.append(torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)]))
+            labelled = (mask != IGNORE_INDEX).any()  # without a label there is no loss to average
+            self._val_loss.append(torch.stack([loss, labelled]).double())
         return result
 
     def on_validation_epoch_end(self) -> None:

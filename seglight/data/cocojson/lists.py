@@ -113,7 +113,7 @@ class Annotations:
         if isinstance(outline, dict):
             rle, size = rle_of(outline)
         else:
-            polygons = _polygons(outline)
+            polygons = polygons_of(outline)
         try:
             box = array("d", box) if box is not None else _extent(polygons, rle, size)
         except (TypeError, OverflowError):
@@ -141,7 +141,8 @@ class Annotations:
         return {**found, "rle": np.frombuffer(self.rle, np.uint8)}
 
 
-def _polygons(outline: Any) -> list[array]:
+def polygons_of(outline: Any) -> list[array]:
+    """The polygons of an outline, x y x y ... each; raises `Unusable`."""
     if not outline:
         raise Unusable(6, "no 'segmentation'. Objects need an outline; boxes alone do not do.")
     polygons = []
