@@ -85,7 +85,9 @@ def objects_path(path: Path) -> Path:
 
 def path_of(folder: Path, image_id: str, suffix: str = ".png") -> Path:
     """Where the prediction of an image of a dataset goes: subfolders of its id are kept, so that ids stay apart."""
-    return folder / f"{image_id}{suffix}"
+    parts = image_id.replace("\\", "/").split("/")
+    inside = ["__" if part == ".." else part for part in parts if part]  # never out of the folder
+    return folder.joinpath(*inside[:-1], f"{inside[-1]}{suffix}")
 
 
 def in_the_way(path: Path) -> Path | None:

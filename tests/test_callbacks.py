@@ -384,3 +384,11 @@ def test_two_ranks_give_the_same_pictures_and_one_dashboard_run(tmp_path):
     assert one == two and len([name for name in two if name.startswith("val")]) == 4
     lines = [(tmp_path / f"run{n}/metrics.jsonl").read_text().count("\n") for n in (1, 2)]
     assert lines[0] == lines[1] == 4
+
+
+def test_the_bar_is_closed_before_others_print(tmp_path):
+    """Lightning calls callbacks in their order, and the table of a test is printed at its end."""
+    from seglight.callbacks.parts import trainer_parts
+
+    names = [type(part).__name__ for part in trainer_parts(tmp_path)["callbacks"]]
+    assert names.index("Progress") < names.index("RunFolder")

@@ -347,6 +347,12 @@ def test_the_picture(samples, boxes):
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
 
 
+def test_names_that_look_like_formulas_are_drawn_as_names(samples, boxes, monkeypatch):
+    for module in (ObjectArrays(*boxes), Arrays(samples[4])):
+        monkeypatch.setattr(type(module), "classes", ("from $x^$ y", *CLASSES[1:]))
+        statistics(module).draw(io.BytesIO())
+
+
 def test_a_faulty_file_stops_it_and_is_named(tmp_path, capsys):
     scenes = {split: split_scenes(split, 40, 0, (96, 120)) for split in ("train", "val")}
     write_folder(tmp_path / "mine", scenes)

@@ -11,6 +11,7 @@ from seglight.data.cityscapes import Cityscapes
 from seglight.data.folder import Folder
 from seglight.data.scenes import CLASSES, scene
 from seglight.data.voc import VOC
+from seglight.doctor import examine
 
 
 def image(root, number=2, split="train"):
@@ -421,3 +422,26 @@ def test_cityscapes(copy, clean):
     path.unlink()
     one = found(Cityscapes(root=str(root)))["unpaired"]
     assert path.name.removesuffix("_gtFine_labelIds.png") in one.what
+
+
+def test_one_folder_without_a_mask_is_no_leak(tmp_path):
+    """What is kept for validation is cut out of it; it is not there twice."""
+    generator = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    for i in range(10):
+        Image.fromarray(generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(generator.integers(0, 2, (60, 80), dtype=np.uint8)).save(tmp_path / f"masks/{i}.png")
+    (tmp_path / "masks/7.png").unlink()
+    findings = found(Folder(root=str(tmp_path)))
+    assert {rule for rule, one in findings.items() if one.severity == "error"} == {"unpaired"}
+
+
+def test_an_image_with_many_likes_is_one_image(copy):
+    root = copy("folder")
+    late = image(root, 0, "val")
+    for number in range(3):
+        shutil.copy(late, image(root, number))
+    findings = [one for one in examine(Folder(root=str(root)), workers=0).findings if one.rule in ("leak", "duplicate")]
+    assert {one.rule: len(one.places) for one in findings} == {"leak": 1, "duplicate": 2}

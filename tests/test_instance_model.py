@@ -332,6 +332,8 @@ def test_matching_for_the_error_panel():
     hit, _ = visualize_objects.match(crowd, found)
     assert hit.tolist() == [0, 0, 0, -1]  # many may lie in one crowd
     image = np.full((40, 60, 3), 100, np.uint8)
+    picture, caption = visualize_objects.errors(image, crowd, found)
+    assert caption == "0 right, 1 invented, 0 missed" and picture[8, 3].min() > 150  # as AP, which ignores those three
     picture, caption = visualize_objects.errors(image, truth, found)
     assert caption == "1 right, 3 invented, 2 missed"
     proposals, agnostic = visualize_objects.errors(image, truth, found, classes=False)

@@ -221,3 +221,12 @@ def test_load_names_overrides_that_do_not_fit(checkpoint):
     ):
         seglight.load(checkpoint, num_classes=3)
     assert seglight.load(checkpoint, num_classes=4, test_scales=[1, 0.5]).test_scales == [1, 0.5]
+
+
+def test_results_stay_in_their_folder(tmp_path):
+    from seglight.predict import path_of
+
+    assert path_of(tmp_path, "a/../b") == tmp_path / "a/__/b.png"
+    assert path_of(tmp_path, "../../b") == tmp_path / "__/__/b.png"
+    assert path_of(tmp_path, "/etc/b", ".json") == tmp_path / "etc/b.json"
+    assert path_of(tmp_path, "a\\b") == tmp_path / "a/b.png"

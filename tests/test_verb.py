@@ -104,8 +104,8 @@ def test_a_traceback_on_request(monkeypatch):
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"? 3"), ("utf-8", "→ 3".encode())])
 def test_signs_that_the_terminal_cannot_show(encoding, shown):
     """Are replaced: an arrow on an old terminal is no reason to stop."""
-    call = r"lambda: print('\u2192 3', '\udce4') or 0"
-    code = f"from seglight.cli.verb import guarded; raise SystemExit(guarded('x', {call}))"
+    call = r"lambda rest: print('\u2192 3', '\udce4') or 0"
+    code = f"from seglight.cli import main, models; models.main = {call}; raise SystemExit(main(['models']))"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr

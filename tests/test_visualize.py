@@ -154,3 +154,18 @@ def test_grid():
     sheet = visualize.grid(pictures, columns=2, gap=2)
     assert sheet.shape == (2 * 16 + 2, 2 * 22 + 2, 3)
     assert (sheet == 0).all(-1).sum() == 10 * 20 + 14 * 8 + 25
+
+
+def test_letters_of_many_languages_can_be_written():
+    missing = bytes(visualize.font_of(20).getmask("\uffff"))
+    assert [letter for letter in "aäéßøłčдλ×²–" if bytes(visualize.font_of(20).getmask(letter)) == missing] == []
+
+
+def test_the_error_of_a_large_picture_is_that_of_all_its_pixels(monkeypatch):
+    """Thin things vanish when a picture is made smaller."""
+    said = []
+    monkeypatch.setattr(visualize, "side_by_side", lambda panels, *_: said.extend(panels))
+    mask, labels = np.zeros((300, 1000), np.uint8), np.zeros((300, 1000), np.uint8)
+    mask[:, ::7] = 1
+    visualize.triptych(np.zeros((300, 1000, 3), np.uint8), mask, labels, ["a", "b", "c"], PALETTE, panel=100)
+    assert f"error: {100 * (mask != labels).mean():.1f} % of the pixels" in said
