@@ -175,7 +175,7 @@ def _places(figure: Any, stats: Statistics, rows: int) -> None:
         axes.imshow(
             heat[k], cmap="magma", vmin=0, vmax=most or 1, extent=(0, width, height, 0), interpolation="bilinear"
         )
-        axes.set_title(f"{stats.classes[k]} ≤ {percent(most)} %", fontsize=9, loc="left")
+        axes.set_title(f"{plain(stats.classes[k])} ≤ {percent(most)} %", fontsize=9, loc="left")
     figure.suptitle(
         "where in the picture: share of the class at each place in the images that hold it, up to the number above",
         x=0.01, ha="left", fontsize=11,
