@@ -128,6 +128,19 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(tmp_path, whole, hook, count,
     assert curve(tmp_path) == records
 
 
+class KilledInValidation(Kill):
+    def on_validation_batch_start(self, trainer, *_):
+        if not trainer.sanity_checking:
+            raise RuntimeError("killed")
+
+
+def test_no_checkpoint_comes_between_a_step_and_its_validation(tmp_path):
+    """Lightning would go on from there without that validation."""
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path, KilledInValidation("backward", 4))
+    assert not (tmp_path / "checkpoints/last.ckpt").exists()
+
+
 def test_a_run_without_validations(tmp_path):
     """The records of the last step are written, and the end is an end."""
     seen, weights, _ = fit(tmp_path / "whole", limit_val_batches=0)
