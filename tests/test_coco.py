@@ -354,6 +354,48 @@ def test_upright_images_share_no_training_batch_with_others(tmp_path):
     assert shapes(**jittered) == shapes(**jittered, group_aspect=False), "all of one size anyway"
 
 
+def test_the_part_that_validates_is_drawn_by_name(make):
+    """Whatever is lost, dropped, looked at or listed elsewhere, no image changes sides."""
+    path = make([annotation(i, i) for i in range(20)], 20)
+    images = path.parent / "images"
+
+    def sides(**options):
+        module = COCOFormat(str(images), str(path), faulty="drop", **options)
+        return [set(module.split(split).ids) for split in ("train", "val")]
+
+    train, val = sides()
+    assert len(val) == 4 and len(train) == 16 and sides(split_seed=1)[1] != val
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": content["images"][::-1]}))
+    assert sides() == [train, val]
+    for lost in (sorted(train)[3], sorted(val)[0]):
+        (images / f"{lost}.png").rename(images.parent / "away.png")
+        assert sides() == [train - {lost}, val - {lost}]
+        assert sides(check=False) == [train, val], "what nobody looked for is not dropped"
+        (images.parent / "away.png").rename(images / f"{lost}.png")
+    prints = [
+        COCOFormat(str(images), str(path), split_seed=seed).dataset("train").fingerprint()["ids_sha256"]
+        for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_images_of_a_test_file_are_not_trained_on(make):
+    path = make([annotation(i, i) for i in range(10)], 10)
+    images, content = str(path.parent / "images"), json.loads(path.read_text())
+    val = set(COCOFormat(images, str(path)).split("val").ids)
+    test = path.with_name("test.json")
+
+    def train(kept):
+        test.write_text(json.dumps({**content, "images": kept, "annotations": []}))
+        return COCOFormat(images, str(path), test_annotations=str(test)).split("train")
+
+    with pytest.raises(DataError, match="8 of the training samples are also in the test split"):
+        train(content["images"])
+    assert len(train([one for one in content["images"] if str(one["id"]) in val])) == 8
+    assert len(train([{**content["images"][0], "file_name": "other.png"}])) == 8
+
+
 def test_options(make, tmp_path):
     path = make([annotation(i, i) for i in range(3)])
     images = str(path.parent / "images")

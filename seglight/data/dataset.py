@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -145,5 +146,7 @@ class Subset(InstanceDataset):
         self.whole.check(num_classes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the whole, and how many samples are left."""
-        return {**self.whole.fingerprint(), "samples": len(self), self.why: len(self.whole) - len(self)}
+        """That of the whole, how many samples are left, and a SHA-256 of their ids."""
+        ids = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        left_out = len(self.whole) - len(self)
+        return {**self.whole.fingerprint(), "samples": len(self), self.why: left_out, "ids_sha256": ids}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -167,6 +168,15 @@ def warn_of_missing(name: str, found: int, published: int, what: str = "") -> No
             "%s has %s of the %s published samples%s. Scores do not compare with published ones.",
             *(name, f"{found:,}", f"{published:,}", f": {what}" if what else ""),
         )
+
+
+def validation_part(names: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """The names that validate where one set of them has to do for both: at least one, and the same ones in any order.
+
+    A name keeps its place among the others whatever else is listed, so that a longer list moves few names or none.
+    """
+    order = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    return set(order[: max(1, round(len(order) * fraction))])
 
 
 def refuse_overlap(name: str, train: Iterable[str], judged: Iterable[str], split: Literal["val", "test"]) -> None:
