@@ -39,6 +39,10 @@ class SemanticDataset(Dataset):
         """The one or two files that are a sample's own, None for one that it lacks; nothing if it is generated."""
         return ()
 
+    def content_id(self, index: int) -> str:
+        """The id of a sample, or of the one that it repeats."""
+        return self.ids[index]
+
     def check(self, num_classes: int) -> None:
         """Look for faults before training starts. Datasets made of files look at every one of them.
 
@@ -147,6 +151,6 @@ class Subset(InstanceDataset):
 
     def fingerprint(self) -> dict[str, Any]:
         """That of the whole, how many samples are left, and a SHA-256 of their ids."""
-        ids = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        ids = hashlib.sha256("\n".join(self.ids).encode(errors="surrogateescape")).hexdigest()
         left_out = len(self.whole) - len(self)
         return {**self.whole.fingerprint(), "samples": len(self), self.why: left_out, "ids_sha256": ids}

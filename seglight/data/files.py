@@ -175,7 +175,11 @@ def validation_part(names: Iterable[str], fraction: float, seed: int) -> set[str
 
     A name keeps its place among the others whatever else is listed, so that a longer list moves few names or none.
     """
-    order = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
+
+    order = sorted(set(names), key=rank)
     return set(order[: max(1, round(len(order) * fraction))])
 
 
