@@ -140,12 +140,16 @@ def read_list(path: Path) -> list[str]:
     """Lines of a split list, without empty ones.
 
     Raises:
+        DataError: the file is not in UTF-8.
         FileNotFoundError: naming the lists that are there.
     """
     if not path.is_file():
         others = sorted(other.stem for other in path.parent.glob("*.txt"))
         raise FileNotFoundError(f"There is no split list {path}. Lists beside it: {listing(others) or 'none'}.")
-    text = path.read_text("utf-8-sig")  # Windows writes a mark before the first name
+    try:
+        text = path.read_text("utf-8-sig")  # Windows writes a mark before the first name
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error}). Save it in that encoding.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
