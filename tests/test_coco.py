@@ -94,7 +94,7 @@ def compare_with_pycocotools(data, path, capsys, step=1):
 
 
 @pytest.mark.fidelity
-def test_generated_files_as_pycocotools_reads_them(tmp_path, capsys):
+def test_generated_files_as_pycocotools_reads_them(tmp_path, capsys, caplog):
     scenes = {"train": split_scenes("train", 16), "val": split_scenes("val", 4)}
     module = COCO(str(write_coco(tmp_path / "coco", scenes)))
     assert module.category_ids == tuple(sorted(COCO_CATEGORIES.values())) and module.num_classes == 6
@@ -103,6 +103,7 @@ def test_generated_files_as_pycocotools_reads_them(tmp_path, capsys):
         data.check(6)
         path = tmp_path / f"coco/annotations/instances_{split}2017.json"
         assert compare_with_pycocotools(data, path, capsys) > 20
+    assert "COCO val2017 has 4 of the 5,000 published samples" in caplog.text and "left out" not in caplog.text
     train = module.dataset("train")
     assert train.data.iscrowd.any() and len(train) == 16, "one of them has no object"
     left = module.split("train")
@@ -354,7 +355,7 @@ def test_upright_images_share_no_training_batch_with_others(tmp_path):
     assert shapes(**jittered) == shapes(**jittered, group_aspect=False), "all of one size anyway"
 
 
-def test_the_part_that_validates_is_drawn_by_name(make):
+def test_the_part_that_validates_is_drawn_by_name(make, caplog):
     """Whatever is lost, dropped, looked at or listed elsewhere, no image changes sides."""
     path = make([annotation(i, i) for i in range(20)], 20)
     images = path.parent / "images"
@@ -373,6 +374,10 @@ def test_the_part_that_validates_is_drawn_by_name(make):
         assert sides() == [train - {lost}, val - {lost}]
         assert sides(check=False) == [train, val], "what nobody looked for is not dropped"
         (images.parent / "away.png").rename(images / f"{lost}.png")
+    (images / f"{sorted(val)[0]}.png").unlink()
+    caplog.clear()
+    sides()
+    assert caplog.text.count("left out") == 1 and "COCOFormat val: 1 of 4 images are faulty" in caplog.text
     prints = [
         COCOFormat(str(images), str(path), split_seed=seed).dataset("train").fingerprint()["ids_sha256"]
         for seed in (0, 0, 1)

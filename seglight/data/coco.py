@@ -17,7 +17,7 @@ from seglight.data.cocojson.index import document as read_document
 from seglight.data.cocojson.index import file_digest, image_faults
 from seglight.data.dataset import InstanceDataset, Subset
 from seglight.data.decode import read_image
-from seglight.data.files import locate, refuse_overlap, refuse_same, validation_part
+from seglight.data.files import locate, refuse_overlap, refuse_same, validation_part, warn_of_missing
 from seglight.data.findings import DataError, choice, listing, paragraphs
 from seglight.data.instances import InstanceDataModule
 from seglight.data.objects import Objects
@@ -31,6 +31,8 @@ _ADVICE = (
     "from https://cocodataset.org/#download, unpacked into one folder. Or a miniature: "
     "`seglight data sample --format coco OUT`."
 )
+PUBLISHED = {"train2017": 118_287, "val2017": 5_000}
+"""Images of each split."""
 
 
 class COCODataset(InstanceDataset):
@@ -260,6 +262,16 @@ class COCOFormat(InstanceDataModule):
         for other in ("val", "test") if split == "train" else ():
             if not shared or self.files[other] != self.files["train"]:
                 self._refuse_overlap(data, kept, other)
+        if split != "train":
+            listed = set(_file_names(document))
+            if shared and kept is not data:
+                listed = validation_part(listed, self.val_fraction, self.split_seed)
+            if lost := len(listed) - len(kept):
+                log.warning(
+                    "%s: %d of %d images are faulty and left out, so its scores do not compare with others. "
+                    "`seglight data check` says which.",
+                    *(name, lost, len(listed)),
+                )
         return kept
 
     def _part(self, data: COCODataset, document: Document, split: Split) -> Subset:
@@ -328,6 +340,12 @@ class COCO(COCOFormat):
             faulty=faulty,
             **kwargs,
         )
+
+    def dataset(self, split: Split) -> InstanceDataset:
+        """As that of `COCOFormat`; says so if it is not all of COCO."""
+        data, folder = super().dataset(split), self.files[split][0].name
+        warn_of_missing(f"COCO {folder}", len(data), PUBLISHED.get(folder, len(data)))
+        return data
 
 
 def _file_names(document: Document, folder: Path | None = None) -> list[str]:
