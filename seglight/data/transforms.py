@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from seglight.data import shared
-from seglight.data.faults import FaultySample, reading, without
+from seglight.data.faults import FaultySample, reading, this_or_next, without
 from seglight.data.findings import DataError
 from seglight.types import IGNORE_INDEX
 
@@ -300,39 +300,40 @@ def train_batch(
         keys: of the samples.
         transform: what is done to them.
         seed: of the augmentation.
-        skip: leave out what cannot be read; see `seglight.data.faults.without`.
+        skip: in the place of what cannot be read, take the next sample that can; see `seglight.data.faults`.
 
     Raises:
         ValueError: several samples without a crop, which would not stack.
         FaultySample: a sample cannot be read, without `skip`.
-        DataError: none can.
+        DataError: none of the dataset can.
     """
     if transform.crop is None and len(keys) != 1:
         raise ValueError(f"{len(keys)} whole images cannot be stacked, sizes differ; set a crop or a batch size of 1.")
     shape = (len(keys), *(transform.crop or (0, 0)))
     images, masks = shared.empty((*shape, 3), shape)
     pixels, labels = images.numpy(), masks.numpy()
-    names, faults = [], []
-    for epoch, index in keys:
-        name, slot = dataset.ids[index], len(names)
+    names: list[str] = []
+    faults: list[FaultySample] = []
+    for slot, (epoch, index) in enumerate(keys):
         out = (pixels[slot], labels[slot]) if transform.crop else None
-        try:
-            with reading(name):
-                image, mask = transform.sample(dataset, index, rng_for(seed, epoch, index), out)
-        except FaultySample as fault:
-            if not skip:
-                raise
-            faults.append(fault)
-            continue
-        names.append(name)
+        read = partial(_sample, dataset, transform, seed, epoch, out)
+        index, (image, mask) = this_or_next(read, index, len(dataset), faults) if skip else (index, read(index))
+        names.append(dataset.ids[index])
         if not transform.crop:
             images, masks = torch.from_numpy(image[None]), torch.from_numpy(mask[None])
-    batch = {
-        "image": images[: len(names)].permute(0, 3, 1, 2),
-        "mask": masks[: len(names)],
-        "image_id": names,
-    }
-    return without(batch, faults)
+    return without({"image": images.permute(0, 3, 1, 2), "mask": masks, "image_id": names}, faults)
+
+
+def _sample(
+    dataset: SemanticDataset,
+    transform: TrainTransform,
+    seed: int,
+    epoch: int,
+    out: tuple[np.ndarray, np.ndarray] | None,
+    index: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    with reading(dataset.ids[index]):
+        return transform.sample(dataset, index, rng_for(seed, epoch, index), out)
 
 
 def eval_batch(dataset: SemanticDataset, indices: Sequence[int]) -> dict[str, Any]:
