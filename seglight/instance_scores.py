@@ -130,16 +130,17 @@ class InstanceScores:
     def as_table(self, classes: Sequence[str] | None = None) -> Table:
         """Return a rich table with a line per class, in order up to 30 classes, else worst first. In percent."""
         from rich.table import Table
+        from rich.text import Text  # names as they are: square brackets in strings are styles
 
         names, part = self._names(classes), self.main
         order = np.arange(len(names)) if len(names) <= 30 else np.argsort(part.ap, kind="stable")  # nan goes last
-        table = Table(caption=self.definition, caption_justify="left")
+        table = Table(caption=Text(self.definition, style="table.caption"), caption_justify="left")
         most = f"AR{self.limits[-1]}"
         for title in ("class", "AP", "AP50", most, "objects"):
             table.add_column(title, justify="left" if title == "class" else "right")
         for i in order:
             numbers = (part.ap[i], part.ap50[i], part.ar[i])
-            table.add_row(names[i], *map(percent, numbers), f"{self.objects[i]:,}")
+            table.add_row(Text(names[i]), *map(percent, numbers), f"{self.objects[i]:,}")
         table.add_section()
         for name, one in (("masks", self.masks), ("boxes", self.boxes)):
             if one is not None:
@@ -151,8 +152,9 @@ class InstanceScores:
     def as_summary(self) -> Table:
         """Return a rich table with every number, of masks and boxes, beside its definition. In percent."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(caption=self.definition, caption_justify="left")
+        table = Table(caption=Text(self.definition, style="table.caption"), caption_justify="left")
         parts = {name: part for name, part in (("masks", self.masks), ("boxes", self.boxes)) if part is not None}
         table.add_column("score")
         for name in parts:

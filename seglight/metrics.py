@@ -109,15 +109,16 @@ class Scores:
     def as_table(self, classes: Sequence[str] | None = None) -> Table:
         """Return a rich table with a line per class, in order up to 30 classes, else worst first. In percent."""
         from rich.table import Table
+        from rich.text import Text  # names as they are: square brackets in strings are styles
 
         names = self.classes if classes is None else _names(classes, len(self.classes))
         order = np.arange(len(names)) if len(names) <= 30 else np.argsort(self.iou, kind="stable")  # nan goes last
-        table = Table(caption=self.definition, caption_justify="left")
+        table = Table(caption=Text(self.definition, style="table.caption"), caption_justify="left")
         for title in ("class", "IoU", "accuracy", "share of pixels"):
             table.add_column(title, justify="left" if title == "class" else "right")
         share = self.support / max(self.support.sum(), 1)
         for i in order:
-            table.add_row(names[i], percent(self.iou[i]), percent(self.accuracy[i]), percent(share[i]))
+            table.add_row(Text(names[i]), percent(self.iou[i]), percent(self.accuracy[i]), percent(share[i]))
         table.add_section()
         table.add_row("mean (mIoU, mAcc)", percent(self.miou), percent(self.macc), "", style="bold")
         table.add_row("by pixels (fwIoU, pixAcc)", percent(self.fwiou), percent(self.pixacc), "")

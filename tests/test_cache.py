@@ -32,6 +32,11 @@ def make(module, out, splits=SPLITS, progress=None):
     return parts
 
 
+def only(folder, pattern):
+    (found,) = folder.glob(pattern)
+    return found
+
+
 def scenes(train=6, val=3, size=(96, 112)):
     return {"train": split_scenes("train", train, 0, size), "val": split_scenes("val", val, 0, size)}
 
@@ -211,6 +216,80 @@ def test_rules_of_the_parts_of_a_mixture_count(folder):
     assert rules(mixed(), "abc") != rules(mixed(ignore=["edge"]), "abc")
 
 
+def test_two_datasets_in_one_folder(tmp_path, folder):
+    """The second neither replaces the first nor shortens a file that somebody reads."""
+    cache, root = tmp_path / "cache", write_voc(tmp_path / "voc", scenes())
+    make(of_folder(folder), cache)
+    first = of_folder(folder, cache=str(cache)).split("train")
+    seen, size = first.view(6)[0], only(cache, "train-*.raw").stat().st_size
+    make(VOC(str(root)), cache)
+    assert np.array_equal(seen, first.dataset.read(6)[0])
+    assert size in [path.stat().st_size for path in cache.glob("train-*.raw")]
+    for module in (of_folder(folder, cache=str(cache)), VOC(str(root), cache=str(cache))):
+        data = module.split("train")
+        assert all(np.array_equal(data.read(i)[1], data.dataset.read(i)[1]) for i in range(len(data)))
+        assert [len(part.todo) for part in make(module, cache, ("val",))] == [0]
+    Image.open(folder / "val/images/0.bmp").save(folder / "val/images/9.bmp")
+    Image.open(folder / "val/masks/0.png").save(folder / "val/masks/9.png")
+    with pytest.raises(DataError, match=r"not of this data: 1 of 4 samples are not in it \(9\)"):
+        of_folder(folder, cache=str(cache)).split("val")
+
+
+def test_files_with_other_dates_are_compared_all(tmp_path):
+    """Every mask is saved again, as long as before, and one in the middle differs."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 1)):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+            for number in range(count):
+                pixels = Image.fromarray(rng.integers(0, 2, (8, 8), np.uint8))
+                pixels.save(tmp_path / f"data/{split}/{kind}/{number:02}.bmp")
+    cache, masks = tmp_path / "cache", sorted((tmp_path / "data/train/masks").iterdir())
+
+    def module(**options):
+        return Folder(str(tmp_path / "data"), classes=["a", "b"], crop=8, workers=0, **options)
+
+    make(module(), cache)
+    raw = only(cache, "train-*.raw")
+    size = raw.stat().st_size
+    for path in masks:
+        os.utime(path, (1, 1))
+    module(cache=str(cache)).split("train")
+    assert [(len(part.todo), len(part.redated)) for part in make(module(), cache)] == [(0, 40), (0, 0)]
+    assert raw.stat().st_size == size, "the same content is not written again"
+    assert [len(part.redated) for part in make(module(), cache)] == [0, 0], "the dates are known now"
+    labels = np.array(Image.open(masks[17]))
+    Image.fromarray(1 - labels).save(masks[17])
+    for path in masks:
+        os.utime(path, (2, 2))
+    with pytest.raises(DataError, match=r"Folder train: 17 is not what data\.cache"):
+        module(cache=str(cache)).split("train")
+    assert [(len(part.todo), len(part.redated)) for part in make(module(), cache)] == [(1, 39), (0, 0)]
+    assert np.array_equal(module(cache=str(cache)).split("train").read(17)[1], 1 - labels)
+
+
+def test_what_a_mixture_repeats_is_kept_once(tmp_path, folder, capsys):
+    def mixed(**options):
+        parts = {"one": of_folder(folder)}
+        return Mixed(parts, repeats={"one": 3}, crop=32, workers=0, **options)
+
+    (part,) = make(mixed(), tmp_path / "cache", ("train",))
+    assert len(part.todo) == part.count == 7 and len(part.dataset) == 21
+    assert [len(part.todo) for part in make(mixed(), tmp_path / "cache", ("train",))] == [0]
+    data = mixed(cache=str(tmp_path / "cache")).split("train")
+    assert all(np.array_equal(data.read(i)[0], data.dataset.read(i)[0]) for i in range(21))
+
+
+def test_names_in_another_encoding(tmp_path, folder):
+    for kind, suffix in (("images", ".bmp"), ("masks", ".png")):
+        place = os.fsencode(folder / "train" / kind)
+        os.rename(place + b"/3" + suffix.encode(), place + b"/stra\xdfe" + suffix.encode())
+    make(of_folder(folder), tmp_path / "cache")
+    data = of_folder(folder, cache=str(tmp_path / "cache")).split("train")
+    assert os.fsencode(data.ids[-1]) == b"stra\xdfe" and len(data.fingerprint()["sha256"]) == 64
+    assert [len(part.todo) for part in make(of_folder(folder), tmp_path / "cache")] == [0, 0]
+
+
 def test_slices_of_a_stack(tmp_path):
     write_isbi(tmp_path / "isbi", scenes())
     make(ISBI(str(tmp_path / "isbi")), tmp_path / "cache")
@@ -299,12 +378,13 @@ def test_damage(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"no cache in .*seglight data cache SOURCE --out"):
         of_folder(folder, cache=str(cache)).split("train")
     make(of_folder(folder), cache)
-    whole = (cache / "train.npz").read_bytes()
-    (cache / "train.npz").write_bytes(whole[:-50])
-    with pytest.raises(DataError, match=r"train\.npz is damaged"):
+    npz, raw = (only(cache, f"train-*.{suffix}") for suffix in ("npz", "raw"))
+    whole = npz.read_bytes()
+    npz.write_bytes(whole[:-50])
+    with pytest.raises(DataError, match=r"train-\w{12}\.npz is damaged"):
         of_folder(folder, cache=str(cache)).split("train")
-    (cache / "train.npz").write_bytes(whole)
-    os.truncate(cache / "train.raw", 1000)
+    npz.write_bytes(whole)
+    os.truncate(raw, 1000)
     with pytest.raises(DataError, match="shorter than"):
         of_folder(folder, cache=str(cache)).split("train")
     (cache / "cache.json").write_text('{"format": 99}')
@@ -332,7 +412,7 @@ def test_an_interrupted_cache_goes_on(tmp_path, folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make(module, cache, progress=stop)
     assert len(load(cache)[0].samples.ids) == 3
-    with open(cache / "train.raw", "ab") as file:
+    with open(only(cache, "train-*.raw"), "ab") as file:
         file.write(b"half a sample")
     with pytest.raises(DataError, match="4 of 7 samples are not in it"):
         of_folder(folder, cache=str(cache)).split("train")
@@ -356,7 +436,7 @@ def test_a_killed_writer_leaves_a_cache_that_can_go_on(tmp_path, folder):
     cache = tmp_path / "cache"
     writer = multiprocessing.get_context("fork").Process(target=_slowly, args=(folder, cache))
     writer.start()
-    while not (cache / "train.npz").exists():
+    while not list(cache.glob("train-*.npz")):
         time.sleep(0.02)
     with pytest.raises(BlockingIOError, match="Another process is writing"):
         make(of_folder(folder), cache)
@@ -389,7 +469,7 @@ def test_space_and_place_are_looked_at_first(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=real - 1))
     with pytest.raises(DataError, match=r"needs 0\.0 GB more.*--out.*--split"):
         cache_write.write(parts, tmp_path / "cache")
-    assert not (tmp_path / "cache/train.raw").exists()
+    assert not list(tmp_path.glob("cache/*.raw"))
     with pytest.raises(DataError, match="is no cache, and something is in the way"):
         cache_write.plan(data, list(module.classes), folder)
 
@@ -462,7 +542,7 @@ def test_a_crop_touches_its_pages_and_workers_share_them(large):
     data = Cached(module.dataset("train"), cache, module.classes)
     again = pickle.loads(pickle.dumps(data))
     assert len(pickle.dumps(data)) < 5000 and np.array_equal(again.view(1)[0], data.view(1)[0])
-    path = next(one.path for one in load(cache) if one.path.name == "train.raw")
+    path = next(one.path for one in load(cache) if one.path.name.startswith("train-"))
     fresh, number = pickle.loads(pickle.dumps(data)), 0
     whole = rss(path)
     image, mask = fresh.view(number)

@@ -120,7 +120,7 @@ def test_occupied_run_folder(here, capsys):
     assert (here / "mine/thesis.txt").exists()
 
 
-def test_resume_continues_to_the_same_weights(here):
+def test_resume_continues_to_the_same_weights(here, capsys):
     options = ["--trainer.max_steps", "8", "--val_every", "2", "--data.crop", "12", "--model.dropout", "0.5"]
     fit("--out", "straight", *options)
 
@@ -145,7 +145,12 @@ def test_resume_continues_to_the_same_weights(here):
     finally:
         SemanticModel.training_step = original
     assert torch.load("killed/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    found = json.loads(Path("killed/data.json").read_text())
+    Path("killed/data.json").write_text(json.dumps({**found, "val": {**found["val"], "samples": 6}}))
     assert fit("--out", "killed", *options, "--resume") == 0
+    text = "The data are not those that this run began with: val (samples). If samples have moved"
+    assert text in capsys.readouterr().out and text in Path("killed/train.log").read_text()
+    assert json.loads(Path("killed/data.json").read_text()) == found
     a, b = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("straight", "killed"))
     assert a["global_step"] == b["global_step"] == 8
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
@@ -376,7 +381,7 @@ def test_the_second_of_two_nodes_leaves_the_run_folder_to_the_first(here, monkey
     assert (here / "run/mine.txt").exists()
 
 
-def test_a_moved_run_keeps_its_best_score(here):
+def test_a_moved_run_keeps_its_best_score(here, capsys):
     """Lightning forgets it where the folder's path has changed."""
     assert fit("--out", "run", "--val_every", "2") == 0
     content = torch.load("run/checkpoints/last.ckpt", weights_only=True)
@@ -388,6 +393,7 @@ def test_a_moved_run_keeps_its_best_score(here):
     best = (here / "run/checkpoints/best.ckpt").read_bytes()
     shutil.move("run", "moved")
     assert fit("--out", "moved", "--val_every", "2", "--trainer.max_steps", "6", "--resume") == 0
+    assert "The data are not those" not in capsys.readouterr().out
     again = torch.load("moved/checkpoints/last.ckpt", weights_only=True)["callbacks"][key]
     assert again["best_model_score"] == pytest.approx(0.99)
     assert Path(again["best_model_path"]).parts[-3:] == ("moved", "checkpoints", "best.ckpt")

@@ -94,7 +94,7 @@ def compare_with_pycocotools(data, path, capsys, step=1):
 
 
 @pytest.mark.fidelity
-def test_generated_files_as_pycocotools_reads_them(tmp_path, capsys):
+def test_generated_files_as_pycocotools_reads_them(tmp_path, capsys, caplog):
     scenes = {"train": split_scenes("train", 16), "val": split_scenes("val", 4)}
     module = COCO(str(write_coco(tmp_path / "coco", scenes)))
     assert module.category_ids == tuple(sorted(COCO_CATEGORIES.values())) and module.num_classes == 6
@@ -103,6 +103,7 @@ def test_generated_files_as_pycocotools_reads_them(tmp_path, capsys):
         data.check(6)
         path = tmp_path / f"coco/annotations/instances_{split}2017.json"
         assert compare_with_pycocotools(data, path, capsys) > 20
+    assert "COCO val2017 has 4 of the 5,000 published samples" in caplog.text and "left out" not in caplog.text
     train = module.dataset("train")
     assert train.data.iscrowd.any() and len(train) == 16, "one of them has no object"
     left = module.split("train")
@@ -352,6 +353,52 @@ def test_upright_images_share_no_training_batch_with_others(tmp_path):
     assert {shape for batch in apart for shape in batch} == {(40, 60), (53, 40)}
     jittered = {"scale": (0.5, 1.0), "crop": 64}
     assert shapes(**jittered) == shapes(**jittered, group_aspect=False), "all of one size anyway"
+
+
+def test_the_part_that_validates_is_drawn_by_name(make, caplog):
+    """Whatever is lost, dropped, looked at or listed elsewhere, no image changes sides."""
+    path = make([annotation(i, i) for i in range(20)], 20)
+    images = path.parent / "images"
+
+    def sides(**options):
+        module = COCOFormat(str(images), str(path), faulty="drop", **options)
+        return [set(module.split(split).ids) for split in ("train", "val")]
+
+    train, val = sides()
+    assert len(val) == 4 and len(train) == 16 and sides(split_seed=1)[1] != val
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": content["images"][::-1]}))
+    assert sides() == [train, val]
+    for lost in (sorted(train)[3], sorted(val)[0]):
+        (images / f"{lost}.png").rename(images.parent / "away.png")
+        assert sides() == [train - {lost}, val - {lost}]
+        assert sides(check=False) == [train, val], "what nobody looked for is not dropped"
+        (images.parent / "away.png").rename(images / f"{lost}.png")
+    (images / f"{sorted(val)[0]}.png").unlink()
+    caplog.clear()
+    sides()
+    assert caplog.text.count("left out") == 1 and "COCOFormat val: 1 of 4 images are faulty" in caplog.text
+    prints = [
+        COCOFormat(str(images), str(path), split_seed=seed).dataset("train").fingerprint()["ids_sha256"]
+        for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_images_of_a_test_file_are_not_trained_on(make):
+    path = make([annotation(i, i) for i in range(10)], 10)
+    images, content = str(path.parent / "images"), json.loads(path.read_text())
+    val = set(COCOFormat(images, str(path)).split("val").ids)
+    test = path.with_name("test.json")
+
+    def train(kept):
+        test.write_text(json.dumps({**content, "images": kept, "annotations": []}))
+        return COCOFormat(images, str(path), test_annotations=str(test)).split("train")
+
+    with pytest.raises(DataError, match="8 of the training samples are also in the test split"):
+        train(content["images"])
+    assert len(train([one for one in content["images"] if str(one["id"]) in val])) == 8
+    assert len(train([{**content["images"][0], "file_name": "other.png"}])) == 8
 
 
 def test_options(make, tmp_path):

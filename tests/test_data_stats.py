@@ -360,7 +360,11 @@ def test_a_faulty_file_stops_it_and_is_named(tmp_path, capsys):
     bad.write_bytes(bad.read_bytes()[:200])
     assert main(["data", "stats", str(tmp_path / "mine")]) == 1
     assert bad.name in capsys.readouterr().err
+    classes = tmp_path / "mine/classes.txt"
+    classes.write_text("\n".join(["[/x]", "[red]", *classes.read_text().splitlines()[2:]]))
     assert main(["data", "stats", str(tmp_path / "mine"), "--split", "val"]) == 0
+    text = capsys.readouterr().out
+    assert "│ [/x] " in text and "│ [red] " in text, "no styles"
 
 
 def test_the_command(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -309,3 +311,22 @@ def test_real_photographs_equal_pillow(real_data):
         assert (
             np.abs(read_image(path).astype(int) - pillow(path)).max() <= 3
         )  # two libjpeg builds may round differently
+
+
+@pytest.mark.parametrize("name, read", [("a.tif", read_image), ("a.png", read_mask)])
+def test_too_many_pixels_are_called_so(tmp_path, monkeypatch, name, read):
+    rows = np.repeat(LABELS[:2], 30, 0)
+    path = save(tmp_path / name, rows, optimize=True) if name == "a.png" else save(tmp_path / name, rows)
+    monkeypatch.setattr(decode, "_unfiltered_png", lambda data, header, path: None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", rows.size // 2 - 1)
+    with pytest.raises(DataError, match=r"too many pixels .*3180 pixels.*Cut it into tiles"):
+        read(path)
+
+
+def test_large_sound_files_are_no_warning(tmp_path):
+    path = save(tmp_path / "a.tif", NOISE)
+    code = "from PIL import Image; from seglight.data.decode import read_image; Image.MAX_IMAGE_PIXELS = 1000; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + f"print(read_image({str(path)!r}).shape)"], capture_output=True, text=True
+    )
+    assert done.stdout == "(37, 53, 3)\n" and not done.stderr

@@ -477,6 +477,8 @@ def test_names_tables_and_definitions():
 
     Console(file=text, width=200).print(scores.as_table(), scores.as_summary())
     assert f"{100 * scores.masks.ap[2]:.1f}" in text.getvalue() and "mean, boxes" in text.getvalue()
+    Console(file=text, width=200).print(scores.as_table(["[red]", "[/x]", "c"]))
+    assert "│ [red] " in text.getvalue() and "│ [/x] " in text.getvalue(), "no styles"
     with pytest.raises(ValueError, match="2 class names were given for 3"):
         scores.as_dict(classes=["a", "b"])
 

@@ -1,4 +1,4 @@
-"""Files that break in the middle of a run: named, counted, left out when asked, never replaced."""
+"""Files that break in the middle of a run: named, counted, and passed over when asked."""
 
 import errno
 import re
@@ -50,18 +50,23 @@ def broken(data):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_skipping_leaves_out_and_nothing_else(root, workers):
+def test_skipping_takes_the_next_sample_and_changes_nothing_else(root, workers):
+    """Samples 1 and 4 are broken, so 2 and 5 of the same pass stand in their places."""
     whole = list(module(root, workers=0).train_batches(6))
     data = module(root, workers=workers, faulty_samples="skip")
     bad = broken(data)
     batches = list(data.train_batches(6))
-    assert len(batches) == 6, "a batch is smaller, not missing"
-    for full, part in zip(whole, batches, strict=True):
-        keep = [i for i, name in enumerate(full["image_id"]) if name not in bad]
+    ids = data.split("train").ids
+    instead = {ids[1]: ids[2], ids[4]: ids[5]}
+    shown = [zip(full["image_id"], full["image"], full["mask"], strict=True) for full in whole]
+    of_pass = [{name: pair for batch in shown[i : i + 2] for name, *pair in batch} for i in (0, 2, 4)]
+    assert len(batches) == 6 and sorted(instead) == sorted(bad)
+    for number, (full, part) in enumerate(zip(whole, batches, strict=True)):
         assert part.keys() == full.keys() == {"image", "mask", "image_id"}
-        assert part["image_id"] == [full["image_id"][i] for i in keep] and len(keep) > 0
-        assert torch.equal(part["image"], full["image"][keep]) and torch.equal(part["mask"], full["mask"][keep])
-    assert sum(len(batch["image_id"]) for batch in batches) == 18 - 6, "two of six, three passes"
+        assert part["image_id"] == [instead.get(name, name) for name in full["image_id"]]
+        for name, image, mask in zip(part["image_id"], part["image"], part["mask"], strict=True):
+            expected = of_pass[number // 2][name]
+            assert torch.equal(image, expected[0]) and torch.equal(mask, expected[1])
     assert sorted(data.ledger.reasons) == sorted(bad)
 
 
@@ -90,11 +95,15 @@ def test_evaluation_always_stops(root, workers):
         assert f"{path}: missing" in text and "none are given" in text and "faulty_samples" not in text
 
 
-def test_an_empty_batch_is_an_error(root):
-    data = module(root, batch_size=2, faulty_samples="skip")
-    for path in data.split("train").image_paths[:5]:
+@pytest.mark.parametrize("size", [1, 2])
+def test_small_batches_go_on_as_long_as_one_sample_is_left(root, size):
+    data = module(root, batch_size=size, faulty_samples="skip")
+    *paths, last = data.split("train").image_paths
+    for path in paths:
         cut(path)
-    with pytest.raises(DataError, match=r"None of the 2 samples of a batch can be read: scene_000\d.*truncated"):
+    assert [batch["image_id"] for batch in data.train_batches(3)] == 3 * [size * [data.split("train").ids[5]]]
+    cut(last)
+    with pytest.raises(DataError, match=r"None of the 6 training samples can be read: scene_000\d.*truncated"):
         list(data.train_batches(3))
 
 
@@ -152,16 +161,16 @@ def fit(tmp_path, steps, resume=None, **options):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_and_its_resumption(tmp_path, caplog, workers):
-    """Smaller batches, the same number of steps, one notice in all and a report at the end of each run."""
+    """Whole batches, the same number of steps, one notice in all and a report at the end of each run."""
     data, trainer, seen = fit(tmp_path, 8, workers=workers)
     first = caplog.text
     caplog.clear()
-    assert trainer.global_step == 8 and sorted(set(seen)) == [1, 2] and len(seen) == 8
+    assert trainer.global_step == 8 and seen == 8 * [2]
     assert first.count("Training goes on without scene3: /x/3.png: truncated") == 1
     assert "1 training sample could not be read and took no part in training:\n  scene3: /x/3.png" in first
     data, trainer, seen = fit(tmp_path, 16, tmp_path / "8.ckpt", workers=workers)
     second = caplog.text
-    assert trainer.global_step == 16 and len(seen) == 8 and 1 in seen
+    assert trainer.global_step == 16 and seen == 8 * [2]
     assert "goes on without" not in second, "the first run has named it"
     assert "  scene3: /x/3.png" in second and list(data.ledger.reasons) == ["scene3"]
 
@@ -178,13 +187,13 @@ def test_nothing_is_said_when_nothing_is_wrong(tmp_path, caplog):
     assert "faulty" not in torch.load(tmp_path / "a.ckpt", weights_only=True)["Blocks"]
 
 
-def test_a_sample_of_a_smaller_batch_is_the_one_it_was(root):
+def test_a_sample_in_the_place_of_another_is_the_one_it_is_elsewhere(root):
     """The slot that a broken sample began to fill is used by the next one, wholly."""
     data = module(root).split("train")
     transform = TrainTransform(crop=120, scale=(0.5, 0.5))  # much padding
-    whole = train_batch(data, [(0, 0), (0, 2)], transform, 5)
+    whole = train_batch(data, [(0, 0), (0, 2), (0, 3)], transform, 5)
     cut(data.image_paths[1])
-    part = train_batch(data, [(0, 0), (0, 1), (0, 2)], transform, 5, skip=True)
+    part = train_batch(data, [(0, 0), (0, 1), (0, 3)], transform, 5, skip=True)
     assert torch.equal(part["image"], whole["image"]) and torch.equal(part["mask"], whole["mask"])
     assert part["faulty"][0][0] == data.ids[1]
     with pytest.raises(FaultySample, match="truncated"):
@@ -202,14 +211,15 @@ def test_objects(tmp_path, workers):
     data, strict = (COCO(str(root), faulty_samples=what, **options) for what in ("skip", "error"))
     for one in (strict, data):  # what is broken before is dropped when the file is read
         one.split("train"), one.split("val")
-    path, bad = data.split("train").path(2), data.split("train").ids[2]
+    path, (bad, after) = data.split("train").path(2), list(data.split("train").ids)[2:4]
     cut(path)
     part = list(data.train_batches(4))
     for full, one in zip(whole, part, strict=True):
         keep = [i for i, name in enumerate(full["image_id"]) if name != bad]
-        assert one["image_id"] == [full["image_id"][i] for i in keep] and one.keys() == full.keys()
-        assert all(torch.equal(one["image"][j], full["image"][i]) for j, i in enumerate(keep))
-        assert all(torch.equal(one["target"][j]["masks"], full["target"][i]["masks"]) for j, i in enumerate(keep))
+        expected = [after if name == bad else name for name in full["image_id"]]
+        assert one["image_id"] == expected and one.keys() == full.keys()
+        assert all(torch.equal(one["image"][i], full["image"][i]) for i in keep)
+        assert all(torch.equal(one["target"][i]["masks"], full["target"][i]["masks"]) for i in keep)
     assert list(data.ledger.reasons) == [bad] and str(path) in data.ledger.reasons[bad]
     with pytest.raises(DataError, match=f"Sample {bad} cannot be read.*truncated.*data.faulty_samples"):
         list(strict.train_batches(4))
@@ -225,7 +235,8 @@ def test_an_image_to_paste_from_counts_by_its_own_name(tmp_path):
     cut(data.path(3))
     transform = InstanceTransform(crop=48, scale=(0.5, 1.5), copy_paste=1.0)
     batch = instance_batch(data, [(epoch, 0) for epoch in range(12)], transform, 1, skip=True)
-    assert 0 < len(batch["image"]) < 12 and {name for name, _ in batch["faulty"]} == {data.ids[3]}
+    assert len(batch["image"]) == 12 and {name for name, _ in batch["faulty"]} == {data.ids[3]}
+    assert batch["image_id"] == 12 * [data.ids[0]], "the next one is pasted from"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from seglight.data.findings import DataError
 from seglight.data.folder import Folder
+from seglight.doctor.examination import examine
 
 RNG = np.random.default_rng(0)
 
@@ -227,3 +228,12 @@ def test_real_microscopy(real_data, tmp_path):
     shutil.copytree(real_data / "isbi2012/train", tmp_path / "train")
     with pytest.raises(DataError, match="0 and 255 only"):
         Folder(root=str(tmp_path), classes=["membrane", "cell"]).dataset("train").check(2)
+
+
+def test_names_of_classes_in_another_encoding(tmp_path):
+    fill(tmp_path, "ab")
+    (tmp_path / "classes.txt").write_bytes("Straße\nWeg\nBaum".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt is no text in UTF-8 .*Save it in that encoding"):
+        Folder(str(tmp_path))
+    report = examine(str(tmp_path))
+    assert any("classes.txt is no text in UTF-8" in one.what for one in report.findings)

@@ -289,6 +289,12 @@ def test_the_table_for_people():
     assert "left out: bus" in " ".join(lines)
 
 
+def test_names_in_square_brackets_are_shown():
+    text = printed(scores(np.diag([3, 2, 0]), ["[red]", "[/x]", "[bold] bus"]).as_table())
+    assert "│ [red] " in text and "│ [/x] " in text and "│ [bold] bus " in text
+    assert "left out: [bold] bus" in " ".join(text.split())
+
+
 def test_many_classes_are_listed_worst_first():
     table = np.diag(np.arange(40)) * 10
     table[5, 6] += 100

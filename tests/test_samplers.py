@@ -87,3 +87,8 @@ def test_evaluation_sees_each_sample_once(length, world):
     assert all(
         len(EvalSampler(length, rank, world)) == len(list(EvalSampler(length, rank, world))) for rank in range(world)
     )
+
+
+def test_a_seed_may_be_negative():
+    assert sorted(TrainSampler(5, 5, 1, seed=-1)) == [(0, i) for i in range(5)]
+    assert list(TrainSampler(9, 3, 3, seed=-1)) == list(TrainSampler(9, 3, 3, seed=2**64 - 1))

@@ -9,6 +9,7 @@ import torch
 
 from seglight.data.base import SemanticDataModule
 from seglight.data.dataset import SemanticDataset
+from seglight.data.findings import DataError
 from seglight.data.transforms import (
     PAD_COLOUR,
     Geometry,
@@ -366,3 +367,20 @@ def test_the_benchmark_runs(capsys):
     printed = capsys.readouterr().out
     assert "images/s: seglight" in printed
     assert re.search(r"8 images of (8[5-9]|9\d) kB", printed), "files as large as VOC's"
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sides_that_are_too_long_for_opencv(axis):
+    mask = np.zeros((4, 40_000), np.uint8)
+    mask[:, 100:150] = 7
+    mask = np.ascontiguousarray(np.moveaxis(mask, axis, 0))
+    image = np.repeat(mask[..., None], 3, 2)
+    width, height = (40, 20)[:: 1 - 2 * axis]
+    begin = (0, 90)[:: 1 - 2 * axis]
+    geometry = Geometry((height, width), (*begin, height, width), (0, 0, height, width), angle=5.0, pad=(255,) * 3)
+    short = np.ascontiguousarray(mask[:200, :200])
+    assert np.array_equal(geometry.mask(mask), geometry.mask(short)) and 7 in geometry.mask(mask)
+    assert np.abs(geometry.image(image).astype(int) - geometry.image(image[:200, :200]).astype(int)).max() <= 1
+    whole = TrainTransform(None, (1, 1), rotate=5.0)
+    with pytest.raises(DataError, match=r"40,000 pixels on a side, and OpenCV takes up to 32,766.*tiles"):
+        whole(image, mask, rng_for(0, 0, 0))

@@ -103,14 +103,27 @@ class RunFolder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The data's fingerprint and one screen that says what is about to happen."""
         data = getattr(trainer, "datamodule", None)
+        lines = summary(trainer, pl_module, self.path)  # first, since it opens both splits
         if hasattr(data, "fingerprint"):
-            _write_json(self.path / "data.json", data.fingerprint())
+            self._note_data(data.fingerprint(), resumed=bool(trainer.ckpt_path))
         for logger in trainer.loggers:
             if self.config is not None and hasattr(logger, "log_config"):
                 logger.log_config(yaml.safe_load(self.config))
-        for line in summary(trainer, pl_module, self.path):
+        for line in lines:
             print(line, flush=True)
             log.info(line)
+
+    def _note_data(self, found: dict[str, Any], resumed: bool) -> None:
+        """Write data.json; of a resumed run, say first what it was that has changed."""
+        path, found = self.path / "data.json", json.loads(json.dumps(found, default=str))
+        if resumed and path.is_file() and (others := _differences(json.loads(path.read_text()), found)):
+            text = (
+                f"The data are not those that this run began with: {', '.join(others)}. If samples have moved between "
+                "training and validation, scores mean nothing: bring the data back, or start a run of its own."
+            )
+            print(text, flush=True)
+            log.warning(text)
+        _write_json(path, found)
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -244,6 +257,18 @@ def git_state() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.stdout.strip(), "changed": [line[3:] for line in status.stdout.splitlines()]}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two fingerprints say otherwise: "val (samples, sha256)"."""
+    found = []
+    for key in sorted(before.keys() & now.keys()):
+        old, new = before[key], now[key]
+        if old != new:
+            both = isinstance(old, dict) and isinstance(new, dict)
+            names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name)) if both else []
+            found.append(f"{key} ({', '.join(names)})" if names else key)
+    return found
 
 
 def _write_json(path: Path, content: Any) -> None:

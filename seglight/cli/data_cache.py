@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             f"\nStopped. What is written stays; the same command goes on from there. Cache: {folder}", file=sys.stderr
         )
         return 130
-    print(f"Done.      {folder} holds {sum(len(part.dataset) for part in parts):,} samples.")
+    print(f"Done.      {folder} holds {sum(part.count for part in parts):,} samples.")
     print(f"Use it:    seglight fit ... --data.cache {folder}")
     return 0
 
@@ -71,10 +71,9 @@ def _tell(parts: list[Any], folder: Path) -> None:
     from seglight.prepare.words import size
 
     for part in parts:
-        there = len(part.dataset) - len(part.todo)
         print(
-            f"{part.split:<11}{len(part.dataset):,} samples of {getattr(part.dataset, 'name', 'the dataset')}; "
-            f"{there:,} are there, {len(part.todo):,} to write: {size(part.bytes)}"
+            f"{part.split:<11}{part.count:,} samples of {getattr(part.dataset, 'name', 'the dataset')}; "
+            f"{part.count - len(part.todo):,} are there, {len(part.todo):,} to write: {size(part.bytes)}"
         )
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     print(f"Disk:      {size(sum(part.bytes for part in parts))} of {size(shutil.disk_usage(place).free)} free")

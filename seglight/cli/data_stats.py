@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         _refuse_foreign_json(numbers)
     stats = statistics(resolve(options.source, options.overrides), options.split)
     screen = console()
-    screen.print(f"{stats.name} {stats.split}", style="bold")
+    screen.print(f"{stats.name} {stats.split}", style="bold", markup=False)
     screen.print(stats.as_table())
     for line in lines(stats):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -159,6 +159,6 @@ def _show(table: list[tuple[str, ...]], details: list[str]) -> None:
     console = Console()
     console.print(shown)
     for text in details:
-        console.print(text, highlight=False)
+        console.print(text, markup=False, highlight=False)
     if not details:
         console.print("seglight models NAME tells the protocol of each published number and the experiment for it.")

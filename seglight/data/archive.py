@@ -243,6 +243,10 @@ class Member:
         """Its size, unpacked, and the archive's time."""
         return Stat(int(self.archive.table.size[self.place]), self.archive.state[1])
 
+    def checksum(self) -> int:
+        """CRC-32 of its content, as the archive says."""
+        return int(self.archive.table.crc[self.place])
+
     def is_file(self) -> bool:
         """Always: only files are members."""
         return True

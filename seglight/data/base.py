@@ -81,9 +81,9 @@ class DataModule(LightningDataModule):
         workers: loader processes per device; 0 loads in the main process. Batches do not depend on it.
         seed: of shuffling and augmentation; by default that of `seed_everything`.
         check: look at every file before training starts, so that a fault costs seconds rather than a night.
-        faulty_samples: what to do about a file that breaks during training: "error" stops and names it; "skip" leaves
-            its sample out of the batch, which is smaller then, and names and counts it. The check before training still
-            refuses what it finds. Validation and test always stop.
+        faulty_samples: what to do about a file that breaks during training: "error" stops and names it; "skip" takes
+            the next sample that can be read in its place, so that batches keep their size, and names and counts it. The
+            check before training still refuses what it finds. Validation and test always stop.
     """
 
     task: str

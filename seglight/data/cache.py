@@ -1,8 +1,10 @@
 """Decoded samples in a few large files, so that a training crop reads its own pixels and decodes nothing.
 
-A cache is a folder with `SPLIT.raw`, where image and labels of each sample lie one after the other as bytes, and
-`SPLIT.npz`, which says where, and of which files they are. All loader processes and ranks map the same file. What a
-dataset reads from it is bit for bit what it reads from its own files.
+A cache is a folder with `SPLIT-RULES.raw`, where image and labels of each sample lie one after the other as bytes, and
+`SPLIT-RULES.npz`, which says where, and of which files they are; RULES is a digest of how labels are made of files, so
+several datasets may lie side by side. All loader processes and ranks map the same file. What a dataset reads from it is
+bit for bit what it reads from its own files: files with another date than they had, as those of a copy, are compared by
+their checksums, which takes as long as reading them, until `seglight data cache` has noted their dates.
 
 It takes 4 bytes per pixel: 0.75 MB for an image of VOC, 8 MB for one of Cityscapes. It pays where that fits into memory
 or lies on a fast disk.
@@ -15,34 +17,40 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from zlib_ng import zlib_ng
 
-from seglight.data.archive import AnyPath
+from seglight.data.archive import AnyPath, Member
 from seglight.data.dataset import SemanticDataset
 from seglight.data.findings import DataError, listing
 from seglight.data.packed import Strings, pack_bytes
 from seglight.data.store import whole
 
-FORMAT = 1
+FORMAT = 2
 PAGE = 4096
 """Samples begin at multiples of it."""
-_COMPARED = 16  # samples that are decoded and compared when files have another date than they had
-_SPOT = 2  # and of any cache
+_SPOT = 2  # samples that are decoded and compared at every start
+_BLOCK = 1 << 20
 
 
 class Samples(NamedTuple):
     """Which samples, of which files."""
 
     ids: list[str]
+    """See `SemanticDataset.content_id`."""
     files: list[str]
     """The ends of the paths of their files: what stays when a dataset is copied elsewhere."""
     sizes: np.ndarray
     """int64 (N, 2), bytes of up to two files."""
     times: np.ndarray
     """int64 (N, 2), when they were last changed."""
+    sums: np.ndarray
+    """int64 (N, 2), their CRC-32, where somebody has looked."""
 
     def keys(self) -> list[tuple[str, str, int, int]]:
         """What tells a sample from any other."""
@@ -59,7 +67,7 @@ class Index:
 
     def __init__(self, path: Path, rules: str):
         self.path, self.rules = path, rules
-        self.samples = Samples([], [], np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64))
+        self.samples = Samples([], [], *np.zeros((3, 0, 2), np.int64))
         self.places = np.zeros((0, 3), np.int64)
         """Where a sample begins, height and width."""
         self.end = 0
@@ -75,8 +83,11 @@ class Index:
         try:
             with np.load(path.with_suffix(".npz")) as file:
                 found = cls(path, str(file["rules"]))
-                ids, files = (list(Strings(file[name], file[f"{name}_starts"])) for name in ("ids", "files"))
-                found.samples = Samples(ids, files, file["sizes"], file["times"])
+                texts = (Strings(file[name], file[f"{name}_starts"]) for name in ("ids", "files"))
+                ids, files = (
+                    [text.raw(i).decode(errors="surrogateescape") for i in range(len(text))] for text in texts
+                )
+                found.samples = Samples(ids, files, file["sizes"], file["times"], file["sums"])
                 found.places, found.end = file["places"], int(file["end"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
@@ -90,9 +101,10 @@ class Index:
         """Write the .npz: complete or not at all."""
         arrays = {}
         for name in ("ids", "files"):
-            text = (one.encode() for one in getattr(self.samples, name))
+            text = (one.encode(errors="surrogateescape") for one in getattr(self.samples, name))
             arrays[name], arrays[f"{name}_starts"] = pack_bytes(text)
-        arrays |= {"sizes": self.samples.sizes, "times": self.samples.times, "places": self.places}
+        arrays |= {name: getattr(self.samples, name) for name in ("sizes", "times", "sums")}
+        arrays["places"] = self.places
         with whole(self.path.with_suffix(".npz")) as file:
             np.savez(file, rules=np.array(self.rules), end=np.array(self.end), **arrays)
 
@@ -101,7 +113,7 @@ class Index:
         rows = np.asarray(rows, np.int64)
         old = self.samples
         names = ([column[row] for row in rows.tolist()] for column in (old.ids, old.files))
-        self.samples = Samples(*names, old.sizes[rows], old.times[rows])
+        self.samples = Samples(*names, old.sizes[rows], old.times[rows], old.sums[rows])
         self.places = self.places[rows]
 
 
@@ -146,7 +158,7 @@ class Cached(SemanticDataset):
         rows = zip(found.file.tolist(), found.row.tolist(), strict=True)
         self._places = np.array([indices[file].places[row] for file, row in rows], np.int64)
         self._maps: list[np.ndarray | None] = [None] * len(indices)
-        self._compare(name, folder, found.redated)
+        self._compare(name, folder, differing(dataset, samples, found, indices))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "dataset" not in self.__dict__:
@@ -186,16 +198,17 @@ class Cached(SemanticDataset):
             found = self._maps[number] = np.memmap(self._paths[number], np.uint8, "r").view(np.ndarray)
         return found
 
-    def _compare(self, name: str, folder: Path, redated: np.ndarray) -> None:
-        """Decode some samples: of files with another date, which may be a copy or another version, and of any."""
-        suspects = np.flatnonzero(redated)
-        chosen = {*_spread(suspects, _COMPARED), *_spread(np.arange(len(self)), _SPOT)}
-        for index in sorted(chosen):
-            if not all(map(np.array_equal, self.view(index), self.dataset.read(index))):
-                raise DataError(
-                    f"{name}: {self.ids[index]} is not what data.cache {folder} holds of it; its files or the rules "
-                    f"for its labels have changed. {_again(folder)}"
-                )
+    def _compare(self, name: str, folder: Path, changed: list[int]) -> None:
+        """Refuse what has changed; some samples are decoded to tell."""
+        spots = (i for i in _spread(np.arange(len(self)), _SPOT) if i not in changed)
+        changed += [i for i in spots if not all(map(np.array_equal, self.view(i), self.dataset.read(i)))]
+        if changed:
+            names, one = listing([self.ids[i] for i in sorted(changed)], 3), len(changed) == 1
+            raise DataError(
+                f"{name}: {names} {'is' if one else 'are'} not what data.cache {folder} holds of "
+                f"{'it; its' if one else 'them; their'} files or the rules for {'its' if one else 'their'} labels have "
+                f"changed. {_again(folder)}"
+            )
 
 
 def load(folder: Path) -> list[Index]:
@@ -240,7 +253,39 @@ def describe(dataset: SemanticDataset) -> Samples:
             f"{len(missing)} files of {_name(dataset)} are missing: {listing(missing)}. Copy the dataset again, or "
             "take the samples out of the split."
         )
-    return Samples(list(dataset.ids), files, sizes, times)
+    ids = [dataset.content_id(index) for index in range(count)]
+    return Samples(ids, files, sizes, times, np.zeros((count, 2), np.int64))
+
+
+def checksums(dataset: SemanticDataset, index: int) -> tuple[int, int]:
+    """CRC-32 of the files of a sample, 0 for one that it lacks."""
+    first, second, *_ = (*(_checksum(path) for path in dataset.files_of(index)), 0, 0)
+    return first, second
+
+
+def _checksum(path: AnyPath | None) -> int:
+    if path is None:
+        return 0
+    if isinstance(path, Member):
+        return path.checksum()
+    try:
+        return _file_checksum(path)
+    except NotADirectoryError:  # as in `_state`
+        return _large_checksum(path.parent, *_state(path))
+
+
+def _file_checksum(path: Path) -> int:
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            total = zlib_ng.crc32(block, total)
+    return total
+
+
+@lru_cache(maxsize=4)
+def _large_checksum(path: Path, size: int, time: int) -> int:
+    """Of a file in this state, for all samples in it."""
+    return _file_checksum(path)
 
 
 def _name(dataset: SemanticDataset) -> str:
@@ -283,7 +328,8 @@ def match(samples: Samples, rule: str, indices: Sequence[Index]) -> Match:
         if index.rules == rule
         for row, key in enumerate(index.samples.keys())
     }
-    names = {name for index in indices for name in index.samples.ids}
+    same = [index for index in indices if index.rules == rule] or indices
+    names = {name for index in same for name in index.samples.ids}
     count = len(samples.ids)
     file, row = np.full(count, -1), np.full(count, -1)
     redated, changed = np.zeros(count, bool), []
@@ -294,6 +340,16 @@ def match(samples: Samples, rule: str, indices: Sequence[Index]) -> Match:
         elif key[0] in names:
             changed.append(place)
     return Match(file, row, redated, changed)
+
+
+def differing(dataset: SemanticDataset, samples: Samples, found: Match, indices: Sequence[Index]) -> list[int]:
+    """Samples of files with another date whose content is another, too. Notes the checksums of all redated ones."""
+    redated = np.flatnonzero(found.redated).tolist()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for number, sums in zip(redated, pool.map(lambda one: checksums(dataset, one), redated), strict=True):
+            samples.sums[number] = sums
+    known = (indices[found.file[number]].samples.sums[found.row[number]] for number in redated)
+    return [number for number, sums in zip(redated, known, strict=True) if (samples.sums[number] != sums).any()]
 
 
 def _stale(name: str, folder: Path, ids: Sequence[str], found: Match, seen: set[str], rule: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seglight.data.cache import FORMAT, PAGE, Index, Samples, describe, load, match, rules
+from seglight.data.cache import FORMAT, PAGE, Index, Samples, checksums, describe, differing, load, match, rules
 from seglight.data.dataset import SemanticDataset
 from seglight.data.decode import probe
 from seglight.data.findings import DataError
@@ -36,8 +36,15 @@ class Part:
     samples: Samples
     todo: list[int]
     """Samples that the cache does not hold yet."""
+    redated: list[int]
+    """Samples that it holds, of files with another date."""
     bytes: int
-    """That they will take."""
+    """That those to do will take."""
+
+    @property
+    def count(self) -> int:
+        """Samples, each once."""
+        return len(set(self.samples.keys()))
 
 
 def plan(datasets: Mapping[str, SemanticDataset], classes: list[str], folder: Path) -> list[Part]:
@@ -59,10 +66,14 @@ def plan(datasets: Mapping[str, SemanticDataset], classes: list[str], folder: Pa
     parts, seen = [], set()
     for split, dataset in datasets.items():
         samples, rule = describe(dataset), rules(dataset, classes)
-        found, keys = match(samples, rule, indices), samples.keys()
-        todo = [i for i in range(len(keys)) if (found.file[i] < 0 or found.redated[i]) and (rule, keys[i]) not in seen]
-        seen.update((rule, keys[i]) for i in todo)
-        parts.append(Part(split, dataset, rule, samples, todo, _size(dataset, todo)))
+        found, todo = match(samples, rule, indices), []
+        changed = set(differing(dataset, samples, found, indices))
+        for number, key in enumerate(samples.keys()):
+            if (found.file[number] < 0 or number in changed) and (rule, key) not in seen:
+                seen.add((rule, key))
+                todo.append(number)
+        redated = [number for number in np.flatnonzero(found.redated).tolist() if number not in changed]
+        parts.append(Part(split, dataset, rule, samples, todo, redated, _size(dataset, todo)))
     return parts
 
 
@@ -81,7 +92,7 @@ def write(
         DataError: a sample that cannot be read; what was written before it stays.
         OSError: no space left on the disk.
     """
-    parts = [part for part in parts if part.todo]
+    parts = [part for part in parts if part.todo or part.redated]
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = sum(part.bytes for part in parts), shutil.disk_usage(folder).free
     if needed * _SPARE > free:
@@ -93,10 +104,28 @@ def write(
         with alone(folder / "lock", wait=False):
             with whole(folder / "cache.json") as file:
                 file.write(json.dumps({"format": FORMAT}).encode())
+            _redate(parts, folder)
             for part in parts:
-                _write_part(part, folder / f"{part.split}.raw", progress or (lambda done, _: done))
+                if part.todo:
+                    path = folder / f"{part.split}-{part.rules[:12]}.raw"
+                    _write_part(part, path, progress or (lambda done, _: done))
     except BlockingIOError:
         raise BlockingIOError(f"Another process is writing to {folder}. Wait for it, or name another folder.") from None
+
+
+def _redate(parts: list[Part], folder: Path) -> None:
+    """Note the dates of files whose content is what it was."""
+    times = {}
+    for part in parts:
+        keys = part.samples.keys()
+        for number in part.redated:
+            times[(part.rules, keys[number], *part.samples.sums[number].tolist())] = part.samples.times[number]
+    for index in load(folder) if times else ():
+        samples = index.samples
+        looks = [(index.rules, *look) for look in zip(samples.keys(), *samples.sums.T.tolist(), strict=True)]
+        if rows := [row for row, look in enumerate(looks) if look in times]:
+            samples.times[rows] = [times[looks[row]] for row in rows]
+            index.save()
 
 
 def _write_part(part: Part, path: Path, progress: Callable[[Iterable[Any], Part], Iterable[Any]]) -> None:
@@ -114,7 +143,7 @@ def _write_part(part: Part, path: Path, progress: Callable[[Iterable[Any], Part]
             index.save()
 
         try:
-            for number, image, mask in progress(_decoded(part.dataset, part.todo), part):
+            for number, image, mask in progress(_decoded(part), part):
                 place = -position % PAGE
                 file.write(bytes(place))
                 file.write(np.ascontiguousarray(image))
@@ -134,9 +163,6 @@ def _begin(part: Part, path: Path) -> Index:
     if not path.with_suffix(".npz").exists():
         return Index(path, part.rules)
     index = Index.load(path)
-    if index.rules != part.rules:  # none of its labels can be used
-        path.with_suffix(".npz").unlink()
-        return Index(path, part.rules)
     keys = part.samples.keys()
     again = {keys[number][:2] for number in part.todo}
     index.keep([row for row, key in enumerate(index.samples.keys()) if key[:2] not in again])
@@ -146,26 +172,30 @@ def _begin(part: Part, path: Path) -> Index:
 def _append(index: Index, part: Part, rows: list[tuple[int, int, int, int]], end: int) -> None:
     """Take the samples that were written into the index."""
     old, new = index.samples, part.samples
-    numbers = [number for number, *_ in rows]
+    numbers = np.array([number for number, *_ in rows], np.int64)
     index.samples = Samples(
         old.ids + [new.ids[i] for i in numbers],
         old.files + [new.files[i] for i in numbers],
-        np.concatenate([old.sizes, new.sizes[numbers]]) if rows else old.sizes,
-        np.concatenate([old.times, new.times[numbers]]) if rows else old.times,
+        *(np.concatenate([known, more[numbers]]) for known, more in zip(old[2:], new[2:], strict=True)),
     )
     index.places = np.concatenate([index.places, np.array([row[1:] for row in rows], np.int64).reshape(-1, 3)])
     index.end = end
     rows.clear()
 
 
-def _decoded(dataset: SemanticDataset, todo: list[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _decoded(part: Part) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Number, image and labels of samples, in order; decoders run side by side, since they let go of Python's lock."""
     workers = os.cpu_count() or 1
+
+    def read(number: int) -> tuple[np.ndarray, np.ndarray]:
+        part.samples.sums[number] = checksums(part.dataset, number)
+        return part.dataset.read(number)
+
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[int, Any]] = deque()
         try:
-            for number in todo:
-                waiting.append((number, pool.submit(dataset.read, number)))
+            for number in part.todo:
+                waiting.append((number, pool.submit(read, number)))
                 if len(waiting) > 2 * workers:
                     number, result = waiting.popleft()
                     yield number, *result.result()

@@ -53,7 +53,7 @@ def fingerprint(dataset: FileDataset) -> dict[str, Any]:
         paths = [path for path in paths if path is not None]  # a split without labels
         sizes = [path.stat().st_size for path in paths]
         total += sum(sizes)
-        digest.update(f"{name}\t{[path.name for path in paths]}\t{sizes}\n".encode())
+        digest.update(f"{name}\t{[path.name for path in paths]}\t{sizes}\n".encode(errors="surrogateescape"))
     return {"samples": len(dataset), "bytes": total, "sha256": digest.hexdigest()}
 
 

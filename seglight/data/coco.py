@@ -17,7 +17,7 @@ from seglight.data.cocojson.index import document as read_document
 from seglight.data.cocojson.index import file_digest, image_faults
 from seglight.data.dataset import InstanceDataset, Subset
 from seglight.data.decode import read_image
-from seglight.data.files import locate, refuse_overlap, refuse_same
+from seglight.data.files import locate, refuse_overlap, refuse_same, validation_part, warn_of_missing
 from seglight.data.findings import DataError, choice, listing, paragraphs
 from seglight.data.instances import InstanceDataModule
 from seglight.data.objects import Objects
@@ -31,6 +31,8 @@ _ADVICE = (
     "from https://cocodataset.org/#download, unpacked into one folder. Or a miniature: "
     "`seglight data sample --format coco OUT`."
 )
+PUBLISHED = {"train2017": 118_287, "val2017": 5_000}
+"""Images of each split."""
 
 
 class COCODataset(InstanceDataset):
@@ -191,7 +193,8 @@ class COCOFormat(InstanceDataModule):
         test_images: the same for `seglight test`; by default the validation images.
         test_annotations: json file of the test images. It may lack the list of annotations: such images can be
             predicted, and show no object in evaluation.
-        val_fraction: share of the images that validate when there is one file only; drawn at random.
+        val_fraction: share of the images that validate when there is one file only; drawn by their file names, so that
+            an image that is lost or dropped moves no other one.
         split_seed: of that draw. It does not follow the seed of the run, so that runs stay comparable.
         faulty: what to do about broken entries, images and outlines: "error" refuses to start and lists them, "drop"
             leaves them out of training and lists them. Evaluation drops only what cannot be used at all. With
@@ -254,30 +257,43 @@ class COCOFormat(InstanceDataModule):
             )
         name = f"{type(self).__name__} {split}"
         data = COCODataset(name, document, folder, self.faulty, evaluation=split != "train", look=self.check)
-        if self.files["train"] == self.files["val"] == self.files[split]:
-            return self._part(data, split)
-        if split == "train":
-            for other in ("val", "test"):
-                self._refuse_overlap(data, other)
-        return data
+        shared = self.files["train"] == self.files["val"]
+        kept = self._part(data, document, split) if shared and self.files[split] == self.files["train"] else data
+        for other in ("val", "test") if split == "train" else ():
+            if not shared or self.files[other] != self.files["train"]:
+                self._refuse_overlap(data, kept, other)
+        if split != "train":
+            listed = set(_file_names(document))
+            if shared and kept is not data:
+                listed = validation_part(listed, self.val_fraction, self.split_seed)
+            if lost := len(listed) - len(kept):
+                log.warning(
+                    "%s: %d of %d images are faulty and left out, so its scores do not compare with others. "
+                    "`seglight data check` says which.",
+                    *(name, lost, len(listed)),
+                )
+        return kept
 
-    def _part(self, data: COCODataset, split: Split) -> InstanceDataset:
-        """Training or validation images of a file that has both."""
-        count = max(1, round(len(data) * self.val_fraction))
-        if count >= len(data):
+    def _part(self, data: COCODataset, document: Document, split: Split) -> Subset:
+        """Training or validation images of a file that has both: drawn among all that it lists, dropped or not."""
+        listed, names = _file_names(document), _file_names(data.document)
+        val = validation_part(listed, self.val_fraction, self.split_seed)
+        chosen = [index for index, name in enumerate(names) if (name in val) == (split != "train")]
+        if not chosen:
+            purpose = "train on" if split == "train" else "validate by"
             raise DataError(
-                f"{data.document.path} holds {len(data)} images; with data.val_fraction {self.val_fraction} none is "
-                "left to train on. Add images, or give data.val_annotations."
+                f"{document.path} holds {len(data)} images; with data.val_fraction {self.val_fraction} none is left to "
+                f"{purpose}. Add images, or give data.val_annotations."
             )
-        order = np.random.default_rng(self.split_seed).permutation(len(data))
-        chosen = order[count:] if split == "train" else order[:count]
-        return Subset(data, np.sort(chosen), "in_other_splits")
+        return Subset(data, np.array(chosen), "in_other_splits")
 
-    def _refuse_overlap(self, train: COCODataset, other: Literal["val", "test"]) -> None:
+    def _refuse_overlap(self, data: COCODataset, kept: COCODataset | Subset, other: Literal["val", "test"]) -> None:
+        """Compare the files of the training images, which are `data` or a part of it, with those of another split."""
         folder, file = self.files[other]
-        places = ((train.document.packed, train.folder.resolve()), (self._document(file).packed, folder.resolve()))
-        names = [[f"{place}/{name}" for name in Strings(data.names, data.name_starts)] for data, place in places]
-        refuse_overlap(train.name.removesuffix(" train"), *names, other)
+        train = _file_names(data.document, data.folder)
+        if isinstance(kept, Subset):
+            train = [train[index] for index in kept.indices]
+        refuse_overlap(type(self).__name__, train, _file_names(self._document(file), folder), other)
 
     def _document(self, file: Path) -> Document:
         if file not in self._documents:
@@ -324,6 +340,18 @@ class COCO(COCOFormat):
             faulty=faulty,
             **kwargs,
         )
+
+    def dataset(self, split: Split) -> InstanceDataset:
+        """As that of `COCOFormat`; says so if it is not all of COCO."""
+        data, folder = super().dataset(split), self.files[split][0].name
+        warn_of_missing(f"COCO {folder}", len(data), PUBLISHED.get(folder, len(data)))
+        return data
+
+
+def _file_names(document: Document, folder: Path | None = None) -> list[str]:
+    """Of all images: as listed, or in full if they lie in `folder`."""
+    prefix = f"{folder.resolve()}/" if folder else ""
+    return [prefix + name for name in Strings(document.packed.names, document.packed.name_starts)]
 
 
 def class_colours(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from seglight.data.archive import AnyPath, files_below, opened
 from seglight.data.base import SemanticDataModule, Split
-from seglight.data.coco import class_colours
+from seglight.data.coco import PUBLISHED, class_colours
 from seglight.data.coco_names import STUFF, THINGS
 from seglight.data.files import FileDataset, locate, refuse_same, refuse_unpaired, warn_of_missing
 from seglight.types import IGNORE_INDEX
@@ -21,8 +21,6 @@ _ADVICE = (
 )
 _LABEL_ADVICE = "Maps hold id - 1 of one of the 171 classes: take stuffthingmaps, not maps that were converted."
 MAPS = "stuffthingmaps_trainval2017.zip"
-PUBLISHED = {"train2017": 118_287, "val2017": 5_000}
-"""Images of each split."""
 _NO_CLASS = 254
 _CONVERTED = "_labelTrainIds"  # what mmsegmentation's converter writes beside the maps
 

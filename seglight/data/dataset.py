@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,10 @@ class SemanticDataset(Samples):
     def files_of(self, index: int) -> tuple[AnyPath | None, ...]:
         """The one or two files that are a sample's own, None for one that it lacks; nothing if it is generated."""
         return ()
+
+    def content_id(self, index: int) -> str:
+        """The id of a sample, or of the one that it repeats."""
+        return self.ids[index]
 
 
 class InstanceDataset(Samples):
@@ -132,5 +137,7 @@ class Subset(InstanceDataset):
         self.whole.check(num_classes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the whole, and how many samples are left."""
-        return {**self.whole.fingerprint(), "samples": len(self), self.why: len(self.whole) - len(self)}
+        """That of the whole, how many samples are left, and a SHA-256 of their ids."""
+        ids = hashlib.sha256("\n".join(self.ids).encode(errors="surrogateescape")).hexdigest()
+        left_out = len(self.whole) - len(self)
+        return {**self.whole.fingerprint(), "samples": len(self), self.why: left_out, "ids_sha256": ids}

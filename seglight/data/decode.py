@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
+_TOO_LARGE = (
+    "too many pixels for the decoder that its kind of file needs ({}). Cut it into tiles, each with its labels."
+)
 _HEAD, _TAIL = 1 << 16, 64  # bytes that usually hold the whole header, and the end marker
+
+# Pillow warns from half of the number of pixels on that it refuses: a sound file of that size is nothing to tell of.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Header(NamedTuple):
@@ -210,7 +217,9 @@ def pillow(data: bytes, path: str | AnyPath) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {_TOO_LARGE.format(error)}") from error
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
         raise DataError(f"{path}: cannot be decoded ({error}). Copy it again from its source.") from error
     return picture
 
@@ -249,7 +258,9 @@ def _header(data: bytes, path: str | AnyPath) -> Header:
             return _png_header(data)
         with Image.open(io.BytesIO(data)) as picture:
             return _pillow_header(picture)
-    except (LookupError, struct.error, SyntaxError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {_TOO_LARGE.format(error)}") from error
+    except (LookupError, struct.error, SyntaxError, OSError, ValueError) as error:
         what = "not an image, or its header is broken" if data else "an empty file"
         raise DataError(f"{path}: {what}. Copy it again from its source.") from error
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
@@ -21,6 +21,7 @@ from seglight.data.shared import Arena
 
 log = logging.getLogger(__name__)
 
+Sample = TypeVar("Sample")
 KEY = "faulty"
 """Where a batch on its way from a loader process says what it is without: pairs of id and reason."""
 _BLOCKS = 5  # for each process: two batches on their way, one in use, one that Lightning fetches ahead, and a spare
@@ -58,18 +59,36 @@ def reading(name: str) -> Iterator[None]:
         raise FaultySample(name, f"{file}{what}. {advice}") from error
 
 
-def without(batch: dict[str, Any], faults: list[FaultySample]) -> dict[str, Any]:
-    """A batch that says which samples it had to leave out.
+def this_or_next(
+    read: Callable[[int], Sample], index: int, count: int, faults: list[FaultySample]
+) -> tuple[int, Sample]:
+    """The first sample from `index` on that can be read, the first of all coming after the last, and its index.
+
+    A batch keeps its size by that, and what it holds does not depend on who builds it.
+
+    Args:
+        read: what reads a sample.
+        index: the sample that is wanted.
+        count: of all samples.
+        faults: where to note those that cannot be read.
 
     Raises:
-        DataError: nothing is left of it.
+        DataError: none can.
     """
-    if faults and not batch["image_id"]:
-        found = listing([f"{fault.name} ({fault})" for fault in faults], 3)
-        raise DataError(
-            f"None of the {len(faults)} samples of a batch can be read: {found} An empty batch teaches nothing; repair "
-            "the files, or raise data.batch_size if it is as small as that."
-        )
+    for place in (*range(index, count), *range(index)):
+        try:
+            return place, read(place)
+        except FaultySample as fault:
+            faults.append(fault)
+    found = listing([f"{fault.name} ({fault})" for fault in faults[-count:]], 3)
+    raise DataError(
+        f"None of the {count} training samples can be read: {found}. Look whether their disk is there, and repair the "
+        "files."
+    )
+
+
+def without(batch: dict[str, Any], faults: list[FaultySample]) -> dict[str, Any]:
+    """A batch that says which samples it had to do without."""
     return {**batch, KEY: [(fault.name, str(fault)) for fault in faults]} if faults else batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -139,12 +140,16 @@ def read_list(path: Path) -> list[str]:
     """Lines of a split list, without empty ones.
 
     Raises:
+        DataError: the file is not in UTF-8.
         FileNotFoundError: naming the lists that are there.
     """
     if not path.is_file():
         others = sorted(other.stem for other in path.parent.glob("*.txt"))
         raise FileNotFoundError(f"There is no split list {path}. Lists beside it: {listing(others) or 'none'}.")
-    text = path.read_text("utf-8-sig")  # Windows writes a mark before the first name
+    try:
+        text = path.read_text("utf-8-sig")  # Windows writes a mark before the first name
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error}). Save it in that encoding.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -167,6 +172,19 @@ def warn_of_missing(name: str, found: int, published: int, what: str = "") -> No
             "%s has %s of the %s published samples%s. Scores do not compare with published ones.",
             *(name, f"{found:,}", f"{published:,}", f": {what}" if what else ""),
         )
+
+
+def validation_part(names: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """The names that validate where one set of them has to do for both: at least one, and the same ones in any order.
+
+    A name keeps its place among the others whatever else is listed, so that a longer list moves few names or none.
+    """
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
+
+    order = sorted(set(names), key=rank)
+    return set(order[: max(1, round(len(order) * fraction))])
 
 
 def refuse_overlap(name: str, train: Iterable[str], judged: Iterable[str], split: Literal["val", "test"]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from seglight.data.base import SemanticDataModule, Split
 from seglight.data.decode import read_mask
-from seglight.data.files import FileDataset, find, read_list, refuse_leaks
+from seglight.data.files import FileDataset, find, read_list, refuse_leaks, validation_part
 from seglight.data.findings import DataError, listing
 from seglight.data.palette import palette
 from seglight.types import IGNORE_INDEX
@@ -95,8 +94,7 @@ class Folder(SemanticDataModule):
         if self._has("val") or split == "test":
             return self._pairs(split)
         pairs = self._pairs("train")
-        order = sorted(pairs, key=lambda name: hashlib.sha256(f"{self.split_seed}/{name}".encode()).digest())
-        val = set(order[: max(1, round(len(order) * self.val_fraction))])
+        val = validation_part(pairs, self.val_fraction, self.split_seed)
         return {name: pair for name, pair in pairs.items() if (name in val) == (split == "val")}
 
     def _has(self, split: Split) -> bool:

@@ -6,12 +6,13 @@ Coordinates are continuous: pixel i covers [i, i + 1) and has its centre at i + 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from seglight.data.faults import FaultySample, reading, without
+from seglight.data.faults import FaultySample, reading, this_or_next, without
 from seglight.data.transforms import Geometry, TrainTransform, rng_for, span
 
 if TYPE_CHECKING:
@@ -91,15 +92,23 @@ class InstanceTransform:
         target = (to_top, to_left, to_height, to_width)
         return Geometry(out, (top, left, height, width), target, flip=bool(u[3] < self.flip), average=True)
 
-    def sample(self, dataset: InstanceDataset, index: int, rng: np.random.Generator) -> Sample:
-        """Read, draw and apply."""
-        sample = self._one(dataset, index, rng)
+    def sample(
+        self,
+        dataset: InstanceDataset,
+        index: int,
+        rng: np.random.Generator,
+        faults: list[FaultySample] | None = None,
+    ) -> Sample:
+        """Read, draw and apply. With `faults` an image to paste from that cannot be read is noted there, and the next
+        one that can stands in for it."""
+        sample = self._one(dataset, rng, index)
         if self.copy_paste and rng.random() < self.copy_paste:
-            other = self._one(dataset, int(rng.integers(len(dataset))), rng)
-            sample = paste(sample, other, rng)
+            other, read = int(rng.integers(len(dataset))), partial(self._one, dataset, rng)
+            above = read(other) if faults is None else this_or_next(read, other, len(dataset), faults)[1]
+            sample = paste(sample, above, rng)
         return sample
 
-    def _one(self, dataset: InstanceDataset, index: int, rng: np.random.Generator) -> Sample:
+    def _one(self, dataset: InstanceDataset, rng: np.random.Generator, index: int) -> Sample:
         with reading(dataset.ids[index]):
             image, objects = dataset.image(index), dataset.objects(index)
         geometry = self.draw(rng, image.shape[:2])
@@ -164,21 +173,18 @@ def train_batch(
         keys: of the samples.
         transform: what is done to them.
         seed: of the augmentation.
-        skip: leave out what cannot be read, also an image to paste from; see `seglight.data.faults.without`.
+        skip: in the place of what cannot be read, also of an image to paste from, take the next one that can; see
+            `seglight.data.faults`.
 
     Raises:
         FaultySample: a sample cannot be read, without `skip`.
-        DataError: none can.
+        DataError: none of the dataset can.
     """
-    images, targets, names, faults = [], [], [], []
+    images, targets, names = [], [], []
+    faults: list[FaultySample] = []
     for epoch, index in keys:
-        try:
-            sample = transform.sample(dataset, index, rng_for(seed, epoch, index))
-        except FaultySample as fault:
-            if not skip:
-                raise
-            faults.append(fault)
-            continue
+        read = partial(_sample, dataset, transform, seed, epoch, faults if skip else None)
+        index, sample = this_or_next(read, index, len(dataset), faults) if skip else (index, read(index))
         names.append(dataset.ids[index])
         images.append(torch.from_numpy(sample.image).permute(2, 0, 1))
         targets.append(
@@ -191,3 +197,14 @@ def train_batch(
             }
         )
     return without({"image": images, "target": targets, "image_id": names}, faults)
+
+
+def _sample(
+    dataset: InstanceDataset,
+    transform: InstanceTransform,
+    seed: int,
+    epoch: int,
+    faults: list[FaultySample] | None,
+    index: int,
+) -> Sample:
+    return transform.sample(dataset, index, rng_for(seed, epoch, index), faults)

@@ -142,6 +142,11 @@ class MixedDataset(SemanticDataset):
         name, at = self._place(index)
         return self.data[name].files_of(at)
 
+    def content_id(self, index: int) -> str:
+        """The id of a sample where it is first."""
+        name, at = self._place(index)
+        return f"{name}/{self.data[name].content_id(at)}"
+
     def _place(self, index: int) -> tuple[str, int]:
         """The part that a sample is from, and its index there."""
         span = int(np.searchsorted(self.starts, index, "right")) - 1

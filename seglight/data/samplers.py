@@ -77,7 +77,8 @@ class TrainSampler(DistributedSampler):
                 position = (batch * self.batch_size + slot) * self.num_replicas + self.rank
                 number, offset = divmod(position, len(group))
                 if number != orders[which][0]:
-                    key = (self.seed, number, which) if which else (self.seed, number)
+                    seed = self.seed % 2**64  # as in `seglight.data.transforms.rng_for`: it may be negative
+                    key = (seed, number, which) if which else (seed, number)
                     orders[which] = number, np.random.default_rng(key).permutation(group)
                 yield number, int(orders[which][1][offset])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -20,7 +20,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from seglight.data import shared
-from seglight.data.faults import FaultySample, reading, without
+from seglight.data.faults import FaultySample, reading, this_or_next, without
+from seglight.data.findings import DataError
 from seglight.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PAD_COLOUR = (124, 116, 104)
 """RGB of pixels outside the image: the ImageNet mean, which the usual normalisations turn into about 0."""
 
+_LONGEST = 32766  # pixels on a side that cv2.remap takes
 _STREAM = 0x5E91  # second word of the generator's key, so that other users of the seed draw other numbers
 
 
@@ -74,7 +76,7 @@ class Geometry:
         out = np.empty((*self.size, 3), np.uint8) if out is None else out
         if self._bent:
             image = image if colours is None else cv2.transform(image, colours)
-            return cv2.remap(image, *self._map, cv2.INTER_LINEAR, out, cv2.BORDER_CONSTANT, self.pad)
+            return self._remap(image, out, cv2.INTER_LINEAR, self.pad)
         skips = 2 * self.target[2] < self.source[2]  # bilinear sampling looks at two source pixels each way
         slot = self._stretch(image, out, cv2.INTER_AREA if self.average and skips else cv2.INTER_LINEAR)
         if colours is not None:
@@ -87,7 +89,7 @@ class Geometry:
         """Map labels, uint8 (H, W), to the nearest pixel; into `out`, uint8 (h, w), if given."""
         out = np.empty(self.size, np.uint8) if out is None else out
         if self._bent:
-            return cv2.remap(mask, *self._map, cv2.INTER_NEAREST, out, cv2.BORDER_CONSTANT, outside)
+            return self._remap(mask, out, cv2.INTER_NEAREST, outside)
         self._stretch(mask, out, cv2.INTER_NEAREST_EXACT)  # INTER_NEAREST is off by up to half a pixel
         for rows, columns in self._outside:
             out[rows, columns] = outside
@@ -143,6 +145,21 @@ class Geometry:
         if self.flip:
             cv2.flip(slot, 1, dst=slot)
         return slot
+
+    def _remap(self, array: np.ndarray, out: np.ndarray, interpolation: int, pad: Any) -> np.ndarray:
+        """Fill the output by `_map`; OpenCV gets no more than the output shows of an array that is too long for it."""
+        x, y = self._map
+        if max(array.shape[:2]) > _LONGEST:
+            left, right = _shown(x, array.shape[1])
+            top, bottom = _shown(y, array.shape[0])
+            array, x, y = array[top:bottom, left:right], x - left, y - top
+        longest = max(*array.shape[:2], *out.shape[:2])
+        if longest > _LONGEST:
+            raise DataError(
+                f"It cannot be turned or bent: {longest:,} pixels on a side, and OpenCV takes up to {_LONGEST:,}. Cut "
+                "the image into tiles, or set data.rotate and data.elastic to 0."
+            )
+        return cv2.remap(array, x, y, interpolation, out, cv2.BORDER_CONSTANT, pad)
 
     @cached_property
     def _map(self) -> tuple[np.ndarray, np.ndarray]:
@@ -283,39 +300,40 @@ def train_batch(
         keys: of the samples.
         transform: what is done to them.
         seed: of the augmentation.
-        skip: leave out what cannot be read; see `seglight.data.faults.without`.
+        skip: in the place of what cannot be read, take the next sample that can; see `seglight.data.faults`.
 
     Raises:
         ValueError: several samples without a crop, which would not stack.
         FaultySample: a sample cannot be read, without `skip`.
-        DataError: none can.
+        DataError: none of the dataset can.
     """
     if transform.crop is None and len(keys) != 1:
         raise ValueError(f"{len(keys)} whole images cannot be stacked, sizes differ; set a crop or a batch size of 1.")
     shape = (len(keys), *(transform.crop or (0, 0)))
     images, masks = shared.empty((*shape, 3), shape)
     pixels, labels = images.numpy(), masks.numpy()
-    names, faults = [], []
-    for epoch, index in keys:
-        name, slot = dataset.ids[index], len(names)
+    names: list[str] = []
+    faults: list[FaultySample] = []
+    for slot, (epoch, index) in enumerate(keys):
         out = (pixels[slot], labels[slot]) if transform.crop else None
-        try:
-            with reading(name):
-                image, mask = transform.sample(dataset, index, rng_for(seed, epoch, index), out)
-        except FaultySample as fault:
-            if not skip:
-                raise
-            faults.append(fault)
-            continue
-        names.append(name)
+        read = partial(_sample, dataset, transform, seed, epoch, out)
+        index, (image, mask) = this_or_next(read, index, len(dataset), faults) if skip else (index, read(index))
+        names.append(dataset.ids[index])
         if not transform.crop:
             images, masks = torch.from_numpy(image[None]), torch.from_numpy(mask[None])
-    batch = {
-        "image": images[: len(names)].permute(0, 3, 1, 2),
-        "mask": masks[: len(names)],
-        "image_id": names,
-    }
-    return without(batch, faults)
+    return without({"image": images.permute(0, 3, 1, 2), "mask": masks, "image_id": names}, faults)
+
+
+def _sample(
+    dataset: SemanticDataset,
+    transform: TrainTransform,
+    seed: int,
+    epoch: int,
+    out: tuple[np.ndarray, np.ndarray] | None,
+    index: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    with reading(dataset.ids[index]):
+        return transform.sample(dataset, index, rng_for(seed, epoch, index), out)
 
 
 def eval_batch(dataset: SemanticDataset, indices: Sequence[int]) -> dict[str, Any]:
@@ -346,6 +364,11 @@ def span(length: int, crop: int, u_source: float, u_target: float, scale: float)
         return 0, length, int(u_target * (crop - extent + 1)), extent
     extent = min(length, max(1, round(crop / scale)))
     return int(u_source * (length - extent + 1)), extent, 0, crop
+
+
+def _shown(places: np.ndarray, length: int) -> tuple[int, int]:
+    """From where to where an axis of this length is looked at, with the neighbours; at least one pixel."""
+    return int(np.clip(places.min() - 1, 0, length - 1)), int(np.clip(places.max() + 3, 1, length))
 
 
 @lru_cache(maxsize=4)

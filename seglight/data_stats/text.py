@@ -22,6 +22,7 @@ def percent(share: float) -> str:
 def table(stats: Statistics) -> Table:
     """A line per class, the most frequent first."""
     from rich.table import Table
+    from rich.text import Text  # names as they are: square brackets in strings are styles
 
     semantic = stats.task == "semantic"
     caption = (
@@ -45,7 +46,7 @@ def table(stats: Statistics) -> Table:
             cells += [f"{one['count']:,}", f"{stats.crowds[k]:,}"]
             cells.append(" / ".join(f"{one[size]:,}" for size in ("small", "medium", "large")))
             cells += [f"{one['side'][2]:.0f}", f"{one['aspect'][2]:.2f}"] if one["count"] else ["", ""]
-        shown.add_row(stats.classes[k], *cells, style=None if stats.holding[k] else "dim")
+        shown.add_row(Text(stats.classes[k]), *cells, style=None if stats.holding[k] else "dim")
     return shown
 
 

@@ -72,6 +72,8 @@ _NAMES = (
     ("pixels high or wide", "too-small"),
     ("as long as wide", "elongated"),
     ("million pixels", "too-large"),
+    ("too many pixels", "too-large"),
+    ("no text in UTF-8", "encoding"),
     ("which one is meant", "named-alike"),
 )
 """Part of a text, and the name of its rule for machines: the texts stay where the checks are made."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seglight.data.files import FileDataset
+from seglight.data.files import FileDataset, read_list
+from seglight.data.findings import DataError
 from seglight.data.folder import IMAGES, MASKS, Folder
 from seglight.doctor.case import SPLITS, Case, Part
 from seglight.doctor.findings import Finding, Place, of_text
@@ -33,7 +34,10 @@ def raw(root: Path, error: Exception | None, split: str | None) -> Case | None:
     case = Case("images and masks", str(root), None, True)
     file = root / "classes.txt"
     if file.is_file():
-        case.classes = tuple(line.strip() for line in file.read_text().splitlines() if line.strip()) or None
+        try:
+            case.classes = tuple(read_list(file)) or None
+        except DataError as fault:
+            error = fault
     seen: dict[tuple[Path, Path], str] = {}
     for one in [split] if split else SPLITS:
         places = [_place(root, template, one) for template in templates]
