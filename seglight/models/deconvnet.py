@@ -52,9 +52,7 @@ class DeconvNetNetwork(nn.Module):
 
     Pools round up, as in Caffe, and unpooling restores the size before, so sides need no common divisor.
 
-    Args:
-        num_classes: K.
-        width: channels of the first stage, 64 in the paper. Everything scales with it (fc6 and fc7 have 64 * width).
+    Args: as of `DeconvNet`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, H, W)}, H and W at least 193.
 

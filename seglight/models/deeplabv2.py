@@ -104,15 +104,7 @@ def _scores(convs: nn.ModuleList) -> nn.ModuleList:
 class DeepLabV2Network(_MultiScale):
     """A dilated ResNet, summed ASPP on its last features, several scales.
 
-    Args:
-        num_classes: K.
-        backbone: name of a timm network.
-        rates: dilation of each branch of the ASPP.
-        scales: of the image, 1 first; [1.0] is without MSC.
-        align_corners: of all resizing, the image's included.
-        dilation: rule of the trunk; the paper's is "uniform".
-        stride_in_1x1: the trunk's strides are in 1x1 convolutions, as in Caffe.
-        pretrained: timm's ImageNet weights.
+    Args: as of `DeepLabV2`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, h, w), "msc_100": the same, "msc_75": (B, K, ~3/4 h, ~3/4 w), ...}, output
     stride 8. For any H and W.
@@ -146,12 +138,7 @@ class DeepLabV2Network(_MultiScale):
 class DeepLabV2VGGNetwork(_MultiScale):
     """A reduced VGG16 whose fc6 and fc7 come in one or several rates, each with a score; the scores are summed.
 
-    Args:
-        num_classes: K.
-        head: "largefov", "aspp-s" or "aspp-l".
-        scales: of the image, 1 first.
-        align_corners: of all resizing.
-        width: channels of the first stage; 64 is the paper's network.
+    Args: as of `DeepLabV2VGG`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, ~H / 8, ~W / 8)}, and as `DeepLabV2Network` with several scales.
     """
@@ -252,7 +239,7 @@ class DeepLabV2(_DeepLabV2):
         scales: of the image, 1 first; [1.0] is without MSC.
         dilation: rule of the trunk; the paper's is "uniform".
         stride_in_1x1: as in Caffe's ResNets; false for timm's weights.
-        align_corners: corner-aligned (Caffe) or half-pixel (the PyTorch port) resizing.
+        align_corners: corner-aligned (Caffe) or half-pixel (the PyTorch port) resizing, the image's included.
         loss_weights: of `out` and each scale (`msc_100`, `msc_75`, `msc_50`); all 1 by default.
         test_size: test-time: pad to at least this side; the paper's protocol on VOC is 513. By default to the next
             exact size.

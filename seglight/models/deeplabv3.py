@@ -46,18 +46,7 @@ from seglight.models.backbones import Backbone, DilationRule, dilate
 class DeepLabV3Network(AtrousNetwork):
     """A dilated trunk, ASPP and a 1x1 classifier.
 
-    Args:
-        num_classes: K.
-        backbone: in timm.
-        output_stride: in train mode.
-        test_output_stride: in eval mode.
-        dilation: rule of the trunk.
-        multi_grid: factors of the rates in the trunk's last stage.
-        rates: of ASPP at output stride 16.
-        channels: of ASPP.
-        dropout: before the classifier.
-        image_pooling: with ASPP's branch for the whole image.
-        pretrained: load timm's ImageNet weights into the trunk.
+    Args: as of `DeepLabV3`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, h, w)}, h about H / output stride: exactly (H - 1) / stride + 1 where the
     division has no rest.
@@ -99,15 +88,7 @@ class DeepLabV3CascadeNetwork(AtrousNetwork):
 
     At output stride 16 the rates of block4 to block7 are 2, 4, 8 and 16, times the multi-grid.
 
-    Args:
-        num_classes: K.
-        backbone: a ResNet of timm.
-        output_stride: in train mode.
-        test_output_stride: in eval mode.
-        last_block: 4 (no copy) to 7.
-        shortcut: of the first unit of each copy, a projection as in block4, or the identity.
-        multi_grid: factors of the rates in block4 and its copies.
-        pretrained: load timm's ImageNet weights into the trunk.
+    Args: as of `DeepLabV3Cascade`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, h, w)}, h about H / output stride.
     """

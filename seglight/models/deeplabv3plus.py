@@ -50,20 +50,7 @@ from seglight.models.base import Preprocessing
 class DeepLabV3PlusNetwork(AtrousNetwork):
     """A dilated trunk, ASPP, and a decoder at stride 4.
 
-    Args:
-        num_classes: K.
-        backbone: in timm.
-        output_stride: of the encoder in train mode.
-        test_output_stride: of the encoder in eval mode.
-        separable: separable 3x3 convolutions in ASPP and decoder, or plain ones.
-        dilation: rule of the trunk; none means "lagged-first" for the Xceptions, which have no other, else "uniform".
-        multi_grid: factors of the rates in the trunk's last stage; none means (1, 2, 4) with "uniform", else no grid.
-        rates: of ASPP at output stride 16.
-        channels: of ASPP and the decoder.
-        low_level_channels: what the features of stride 4 are reduced to.
-        dropout: after ASPP.
-        image_pooling: with ASPP's branch for the whole image.
-        pretrained: load timm's ImageNet weights into the trunk.
+    Args: as of `DeepLabV3Plus`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, h, w)}, h about H / 4: exactly (H - 1) / 4 + 1 for H of 16k + 1.
     """

@@ -78,15 +78,7 @@ def context_module(
 class DilationNetwork(nn.Module):
     """Front end, context module, bilinear interpolation by 8.
 
-    Args:
-        num_classes: K.
-        context: "large" or "basic" module, or "none": the front end alone.
-        context_layers: 8 for VOC and CamVid; the release has 10 (dilations up to 64) for Cityscapes and 7 for KITTI.
-        context_padding: zeros around the scores, all at once as in the paper and its VOC network ("buffer"), or at each
-            layer as in the later networks of the release ("layers").
-        context_noise: of the module's initial weights; see `ContextConv2d`.
-        freeze_front: train the context module alone, on scores without dropout.
-        width: channels of the first stage, 64 in the paper. The front end scales with it.
+    Args: as of `Dilation`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, H, W)}, for any H and W.
     """
@@ -169,10 +161,11 @@ class Dilation(FCN):
     Args:
         num_classes: K.
         context: "large" or "basic" module, or "none": the front end alone.
-        context_layers: 8; the release has 10 for Cityscapes and 7 for KITTI.
-        context_padding: zeros around the scores all at once ("buffer") or at each layer ("layers").
+        context_layers: 8 for VOC and CamVid; the release has 10 (dilations up to 64) for Cityscapes and 7 for KITTI.
+        context_padding: zeros around the scores, all at once as in the paper and its VOC network ("buffer"), or at each
+            layer as in the later networks of the release ("layers").
         context_noise: of the module's initial weights, relative to the identity's.
-        freeze_front: train the context module alone.
+        freeze_front: train the context module alone, on scores without dropout.
         pretrained: start from torchvision's ImageNet weights of VGG16 (needs width 64 and "torch" preprocessing).
         init_from: start from a file instead: a seglight checkpoint of this family, torchvision's VGG16, or a network of
             the release with the same context module, converted from Caffe.

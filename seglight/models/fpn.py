@@ -103,13 +103,7 @@ class SemanticHead(nn.Module):
 class SemanticFPNNetwork(nn.Module):
     """Features at strides 4 to 32, a pyramid, the levels merged at stride 4, a 1x1 score.
 
-    Args:
-        num_classes: K.
-        backbone: timm name of a network with features at strides 4, 8, 16 and 32.
-        pyramid_width: channels of the pyramid.
-        head_width: channels of the head, a multiple of 32; with 32, images need more than 32 pixels a side.
-        align_corners: of the interpolation in the head.
-        pretrained: ImageNet weights of the backbone.
+    Args: as of `SemanticFPN`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, ~H / 4, ~W / 4)}, for any H and W.
 

@@ -18,13 +18,7 @@ from seglight.models.semantic import SemanticModel
 class SMPNetwork(nn.Module):
     """One smp network for images of any size: they are padded at the right and bottom, the scores cropped back.
 
-    Args:
-        num_classes: K.
-        arch: class name in smp, such as "Unet", "FPN" or "DeepLabV3Plus", in any case.
-        encoder: name in smp, such as "resnet34", or "tu-" and a timm name.
-        encoder_weights: pretrained weights to download, by smp's name ("imagenet"); none starts from scratch.
-        options: further arguments of the smp class, such as `{"decoder_channels": [64, 48, 32, 24, 16]}`; with a "tu-"
-            encoder also those of timm.
+    Args: as of `SMP`.
 
     Shapes: (B, 3, H, W) -> {"out": (B, K, H, W)}.
 
@@ -90,10 +84,11 @@ class SMP(SemanticModel):
 
     Args:
         num_classes: K.
-        arch: class name in smp, such as "Unet", "FPN" or "DeepLabV3Plus".
+        arch: class name in smp, such as "Unet", "FPN" or "DeepLabV3Plus", in any case.
         encoder: name in smp, such as "resnet34", or "tu-" and a timm name.
         encoder_weights: pretrained weights to download, by smp's name ("imagenet"); none starts from scratch.
-        options: further arguments of the smp class; DPT needs `{"dynamic_img_size": true}`.
+        options: further arguments of the smp class, such as `{"decoder_channels": [64, 48, 32, 24, 16]}`; with a "tu-"
+            encoder also those of timm. DPT needs `{"dynamic_img_size": true}`.
     """
 
     def __init__(
