@@ -150,7 +150,7 @@ def test_resume_continues_to_the_same_weights(here, capsys):
     assert fit("--out", "killed", *options, "--resume") == 0
     text = "The data are not those that this run began with: val (samples). If samples have moved"
     assert text in capsys.readouterr().out and text in Path("killed/train.log").read_text()
-    assert json.loads(Path("killed/data.json").read_text()) == found
+    assert json.loads(Path("killed/data.json").read_text()) != found, "it stays that of the run's beginning"
     a, b = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("straight", "killed"))
     assert a["global_step"] == b["global_step"] == 8
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])

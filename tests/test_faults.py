@@ -15,7 +15,7 @@ from tiny import Blocks, Tiny
 
 from seglight.data import COCO, Folder
 from seglight.data.dataset import SemanticDataset
-from seglight.data.faults import FaultySample, Ledger, reading
+from seglight.data.faults import FaultySample, Ledger, reading, this_or_another
 from seglight.data.findings import DataError
 from seglight.data.formats import write_coco, write_folder
 from seglight.data.instance_transforms import InstanceTransform
@@ -49,15 +49,20 @@ def broken(data):
     return [train.ids[1], train.ids[4]]
 
 
+def order_instead(index, count=6):
+    """In which order samples are tried in the place of a broken one."""
+    return np.random.default_rng((index, count)).permutation(count).tolist()
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_skipping_takes_the_next_sample_and_changes_nothing_else(root, workers):
-    """Samples 1 and 4 are broken, so 2 and 5 of the same pass stand in their places."""
+def test_skipping_draws_another_sample_and_changes_nothing_else(root, workers):
+    """Samples 1 and 4 are broken, so others of the same pass stand in their places."""
     whole = list(module(root, workers=0).train_batches(6))
     data = module(root, workers=workers, faulty_samples="skip")
     bad = broken(data)
     batches = list(data.train_batches(6))
     ids = data.split("train").ids
-    instead = {ids[1]: ids[2], ids[4]: ids[5]}
+    instead = {ids[i]: ids[next(k for k in order_instead(i) if k not in (1, 4))] for i in (1, 4)}
     shown = [zip(full["image_id"], full["image"], full["mask"], strict=True) for full in whole]
     of_pass = [{name: pair for batch in shown[i : i + 2] for name, *pair in batch} for i in (0, 2, 4)]
     assert len(batches) == 6 and sorted(instead) == sorted(bad)
@@ -93,6 +98,20 @@ def test_evaluation_always_stops(root, workers):
             list(loader)
         text = str(error.value)
         assert f"{path}: missing" in text and "none are given" in text and "faulty_samples" not in text
+
+
+def test_what_stands_for_a_lost_folder_is_not_one_image():
+    """Half of the samples, one after the other, cannot be read."""
+    tried = []
+
+    def read(index):
+        tried.append(index)
+        if index < 100:
+            raise FaultySample(str(index), "lost")
+        return index
+
+    drawn = [this_or_another(read, index, 200, [])[0] for index in range(0, 100, 5)]
+    assert len(set(drawn)) > 15 and len(tried) < 80 and min(drawn) >= 100
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -188,10 +207,11 @@ def test_nothing_is_said_when_nothing_is_wrong(tmp_path, caplog):
 
 
 def test_a_sample_in_the_place_of_another_is_the_one_it_is_elsewhere(root):
-    """The slot that a broken sample began to fill is used by the next one, wholly."""
+    """The slot that a broken sample began to fill is used by the other one, wholly."""
     data = module(root).split("train")
     transform = TrainTransform(crop=120, scale=(0.5, 0.5))  # much padding
-    whole = train_batch(data, [(0, 0), (0, 2), (0, 3)], transform, 5)
+    other = next(i for i in order_instead(1) if i != 1)
+    whole = train_batch(data, [(0, 0), (0, other), (0, 3)], transform, 5)
     cut(data.image_paths[1])
     part = train_batch(data, [(0, 0), (0, 1), (0, 3)], transform, 5, skip=True)
     assert torch.equal(part["image"], whole["image"]) and torch.equal(part["mask"], whole["mask"])
@@ -211,7 +231,8 @@ def test_objects(tmp_path, workers):
     data, strict = (COCO(str(root), faulty_samples=what, **options) for what in ("skip", "error"))
     for one in (strict, data):  # what is broken before is dropped when the file is read
         one.split("train"), one.split("val")
-    path, (bad, after) = data.split("train").path(2), list(data.split("train").ids)[2:4]
+    path, names = data.split("train").path(2), list(data.split("train").ids)
+    bad, after = names[2], names[next(i for i in order_instead(2) if i != 2)]
     cut(path)
     part = list(data.train_batches(4))
     for full, one in zip(whole, part, strict=True):
@@ -236,7 +257,7 @@ def test_an_image_to_paste_from_counts_by_its_own_name(tmp_path):
     transform = InstanceTransform(crop=48, scale=(0.5, 1.5), copy_paste=1.0)
     batch = instance_batch(data, [(epoch, 0) for epoch in range(12)], transform, 1, skip=True)
     assert len(batch["image"]) == 12 and {name for name, _ in batch["faulty"]} == {data.ids[3]}
-    assert batch["image_id"] == 12 * [data.ids[0]], "the next one is pasted from"
+    assert batch["image_id"] == 12 * [data.ids[0]], "another one is pasted from"
 
 
 @pytest.mark.parametrize(

@@ -428,3 +428,53 @@ def test_a_continued_run_may_have_other_losses(tmp_path):
     model = Tiny(num_classes=4, loss_weights={"out": 1.0, "aux": 0.4})
     quiet(max_steps=5, log_every_n_steps=4).fit(model, Blocks(), ckpt_path=tmp_path / "c.ckpt")
     assert set(model.running_losses()) == {"loss", "loss_out", "loss_aux"}
+
+
+class Freeze(pl.Callback):
+    """Stops some weights from learning once the optimiser has them."""
+
+    def __init__(self, hook):
+        setattr(self, hook, lambda trainer, module: module.network.backbone.weight.requires_grad_(False))
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start"])
+def test_what_is_frozen_later_changes_no_rates(tmp_path, hook):
+    options = {"num_classes": 4, "head_lr": 10.0, "bias_lr": 2.0, "decay_bias": False}
+    expected = [(group["lr"], group["weight_decay"]) for group in Tiny(**options).parameter_groups()]
+    first = quiet(max_steps=4, callbacks=[Freeze(hook)])
+    first.fit(Tiny(**options), Blocks())
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    then = quiet(max_steps=6, callbacks=[Freeze(hook)])
+    then.fit(Tiny(**options), Blocks(), ckpt_path=tmp_path / "c.ckpt")
+    for trainer in (first, then):
+        groups = trainer.optimizers[0].param_groups
+        assert [(group["initial_lr"], group["weight_decay"]) for group in groups] == expected
+
+
+def test_lightnings_search_for_a_learning_rate():
+    finder = pl.callbacks.LearningRateFinder(num_training_steps=5)
+    quiet(max_steps=2, callbacks=[finder], enable_checkpointing=False).fit(Tiny(num_classes=4), Blocks())
+    assert finder.optimal_lr is not None
+
+
+def test_a_checkpoint_without_weights_is_for_its_strategy_to_load():
+    content = {"seglight": {"init_args": {}, "running": {"losses": {}, "count": 0}}}
+    Tiny(num_classes=4).on_load_checkpoint(content)
+    assert "state_dict" not in content
+
+
+class Roundabout(SemanticModel):
+    """Its arguments go a way that no parser can follow."""
+
+    def __init__(self, num_classes, **kwargs):
+        options = dict(kwargs)
+        super().__init__(network=TinyNetwork(num_classes), num_classes=num_classes, **options)
+
+
+def test_options_of_models_that_hide_them(tmp_path):
+    trainer = quiet()
+    trainer.strategy.connect(Roundabout(4))
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    assert seglight.load(tmp_path / "c.ckpt", test_flip=True).test_flip is True
+    with pytest.raises(ValueError, match=r"no option test_flop\. Did you mean test_flip"):
+        seglight.load(tmp_path / "c.ckpt", test_flop=True)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from tiny import Blocks, Tiny
 
 from seglight.callbacks.parts import trainer_parts
 from seglight.callbacks.told_to_stop import requeue
-from seglight.data.base import _start_worker
 
 ROOT = Path(__file__).parents[1]
 LOOKS = {"classes": list(Blocks.classes), "palette": list(Blocks.palette)}
@@ -232,25 +230,42 @@ def test_workers_leave_the_signals_to_the_ranks():
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_worker_that_hangs_can_be_ended():
-    """The second time it is told; the loader's end and the interpreter's each do."""
+SCRIPT = """
+    from tiny import Blocks
+    if __name__ == "__main__":
+        loader = Blocks(workers=1)
+        batches, evaluation = iter(loader.train_batches(20)), loader.val_dataloader()
+        next(batches)
+        for batch in evaluation:
+            break
+"""
 
-    def hang(started):
-        _start_worker(0)
-        started.set()
-        while True:
-            time.sleep(0.01)
 
-    started = multiprocessing.get_context("fork").Event()
-    process = multiprocessing.get_context("fork").Process(target=hang, args=(started,), daemon=True)
-    process.start()
-    assert started.wait(60)
-    process.terminate()
-    process.join(1)
-    assert process.is_alive()
-    process.terminate()
-    process.join(60)
-    assert process.exitcode == -signal.SIGTERM
+def test_a_script_that_leaves_a_loader_ends(tmp_path):
+    """Python tells each worker once to end, which ours let pass, and would wait for it for ever."""
+    (tmp_path / "job.py").write_text(textwrap.dedent(SCRIPT))
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(tmp_path / "job.py")], env=env, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_stop_is_that_of_one_fit(tmp_path):
+    """A notebook goes on after it, with the same callbacks."""
+    kill, parts = Kill("backward", 2), trainer_parts(tmp_path)
+    options = {"accelerator": "cpu", "max_steps": 4, "num_sanity_val_steps": 0, "use_distributed_sampler": False}
+    parts["callbacks"] = [kill, *parts["callbacks"]]
+    with pytest.raises(SystemExit):
+        Trainer(**options, **parts).fit(Tiny(4, **LOOKS), Blocks())
+    again = Trainer(**options, **parts)
+    again.fit(Tiny(4, **LOOKS), Blocks())
+    assert again.global_step == 4
+
+
+def test_validations_by_the_clock(tmp_path):
+    clock = {"val_check_interval": "00:00:10:00", "check_val_every_n_epoch": None}
+    runner = Trainer(accelerator="cpu", max_steps=3, use_distributed_sampler=False, **clock, **trainer_parts(tmp_path))
+    runner.fit(Tiny(4, **LOOKS), Blocks())
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 JOB = """

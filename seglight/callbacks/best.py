@@ -21,7 +21,8 @@ class Checkpoints(ModelCheckpoint):
     ) -> None:
         """As Lightning; and save where a validation is due, if there is nothing to validate."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        every = trainer.val_check_batch  # None: by the clock
+        due = every is not None and (trainer.fit_loop.total_batch_idx + 1) % every == 0
         if due and not (trainer.enable_validation and sum(trainer.num_val_batches)):
             self._save_here(trainer)
 

@@ -24,7 +24,6 @@ from seglight.metrics import Scores
 from seglight.official import OfficialResult, write_csv
 
 log = logging.getLogger("seglight")
-log.setLevel(logging.INFO)
 log.addHandler(logging.NullHandler())  # train.log is for these; the terminal is told by print
 
 PACKAGES = (
@@ -55,6 +54,7 @@ class RunFolder(Callback):
     def __init__(self, path: str | Path, config: str | None = None):
         self.path, self.config = Path(path), config
         self._handler: logging.Handler | None = None
+        self._level = logging.NOTSET
         self._trainer: Trainer | None = None
 
     @property
@@ -85,6 +85,9 @@ class RunFolder(Callback):
     def _open_log(self, trainer: Trainer) -> None:
         self._handler = logging.FileHandler(self.path / "train.log")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._level = log.level
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
         for name in ("seglight", "pytorch_lightning", "py.warnings"):
             logging.getLogger(name).addHandler(self._handler)
         logging.captureWarnings(True)
@@ -94,6 +97,7 @@ class RunFolder(Callback):
         if self._handler is None:
             return
         logging.captureWarnings(False)
+        log.setLevel(self._level)
         for name in ("seglight", "pytorch_lightning", "py.warnings"):
             logging.getLogger(name).removeHandler(self._handler)
         self._handler.close()
@@ -114,7 +118,7 @@ class RunFolder(Callback):
             log.info(line)
 
     def _note_data(self, found: dict[str, Any], resumed: bool) -> None:
-        """Write data.json; of a resumed run, say first what it was that has changed."""
+        """Write data.json, or say of a resumed run what has changed since."""
         path, found = self.path / "data.json", json.loads(json.dumps(found, default=str))
         if resumed and path.is_file() and (others := _differences(json.loads(path.read_text()), found)):
             text = (
@@ -123,7 +127,8 @@ class RunFolder(Callback):
             )
             print(text, flush=True)
             log.warning(text)
-        _write_json(path, found)
+        else:
+            _write_json(path, found)
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,9 +42,12 @@ class ToldToStop(Callback):
         self._agreed = 0
         self._common = 0
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier fit."""
+        self._received = self._agreed = 0
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which gives them back to their former owners when the fit ends."""
-        self._received = self._agreed = 0
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGTERM, self._receive)
@@ -56,8 +59,7 @@ class ToldToStop(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same, where there is no sanity check."""
-        if not self._received:
-            self.on_sanity_check_start(trainer, pl_module)
+        self.on_sanity_check_start(trainer, pl_module)
 
     def _receive(self, number: int, _: Any) -> None:
         """Only note it, as this runs between any two instructions of the program. The first signal counts."""
@@ -137,7 +139,7 @@ def _last(trainer: Trainer) -> Path | None:
 
 
 def _save(trainer: Trainer) -> None:
-    if (last := _last(trainer)) is not None:
+    if (last := _last(trainer)) is not None and not trainer.fast_dev_run:
         trainer.save_checkpoint(last)
 
 

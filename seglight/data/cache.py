@@ -2,9 +2,10 @@
 
 A cache is a folder with `SPLIT-RULES.raw`, where image and labels of each sample lie one after the other as bytes, and
 `SPLIT-RULES.npz`, which says where, and of which files they are; RULES is a digest of how labels are made of files, so
-several datasets may lie side by side. All loader processes and ranks map the same file. What a dataset reads from it is
-bit for bit what it reads from its own files: files with another date than they had, as those of a copy, are compared by
-their checksums, which takes as long as reading them, until `seglight data cache` has noted their dates.
+datasets whose classes or rules differ may lie side by side. All loader processes and ranks map the same file. What a
+dataset reads from it is bit for bit what it reads from its own files: files with another date than they had, as those
+of a copy, are compared by their checksums, which takes as long as reading them, until `seglight data cache` has noted
+their dates.
 
 It takes 4 bytes per pixel: 0.75 MB for an image of VOC, 8 MB for one of Cityscapes. It pays where that fits into memory
 or lies on a fast disk.
@@ -154,7 +155,7 @@ class Cached(SemanticDataset):
                 _stale(name, folder, dataset.ids, found, {one.rules for one in indices}, rules(dataset, classes))
             )
         self._paths = [one.path for one in indices]
-        self._files = found.file.astype(np.uint8)
+        self._files = found.file.astype(np.int32)
         rows = zip(found.file.tolist(), found.row.tolist(), strict=True)
         self._places = np.array([indices[file].places[row] for file, row in rows], np.int64)
         self._maps: list[np.ndarray | None] = [None] * len(indices)

@@ -6,13 +6,18 @@ traceback of another process.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
+import signal
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from seglight.data import shared
@@ -59,12 +64,13 @@ def reading(name: str) -> Iterator[None]:
         raise FaultySample(name, f"{file}{what}. {advice}") from error
 
 
-def this_or_next(
+def this_or_another(
     read: Callable[[int], Sample], index: int, count: int, faults: list[FaultySample]
 ) -> tuple[int, Sample]:
-    """The first sample from `index` on that can be read, the first of all coming after the last, and its index.
+    """A sample, or one drawn in its place if it cannot be read, and its index.
 
-    A batch keeps its size by that, and what it holds does not depend on who builds it.
+    A batch keeps its size by that. What is drawn depends on the index alone, so not on who builds the batch; it is not
+    the next one, since what is broken often lies together and would have one neighbour.
 
     Args:
         read: what reads a sample.
@@ -75,7 +81,13 @@ def this_or_next(
     Raises:
         DataError: none can.
     """
-    for place in (*range(index, count), *range(index)):
+    try:
+        return index, read(index)
+    except FaultySample as fault:
+        faults.append(fault)
+    for place in np.random.default_rng((index, count)).permutation(count).tolist():
+        if place == index:
+            continue
         try:
             return place, read(place)
         except FaultySample as fault:
@@ -123,6 +135,22 @@ class Ledger:
         log.warning("\n".join(lines))
 
 
+_WORKERS: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what is left of the loaders' processes, before Python tells each once to end and waits for it.
+
+    They let the first SIGTERM pass, and one that hangs in native code all; see `seglight.data.base`.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a fault
+    for worker in list(_WORKERS):
+        if worker.is_alive():
+            worker.kill()
+
+
 class Loader(DataLoader):
     """A DataLoader that stops with a readable message and keeps a ledger of samples left out.
 
@@ -144,6 +172,7 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         batches = super().__iter__()  # starts the processes now, not at the first batch
+        _WORKERS.update(getattr(batches, "_workers", ()))
         return (self._look(batch) for batch in batches)
 
     def _look(self, batch: Any) -> Any:

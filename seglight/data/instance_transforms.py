@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from seglight.data.faults import FaultySample, reading, this_or_next, without
+from seglight.data.faults import FaultySample, reading, this_or_another, without
 from seglight.data.transforms import Geometry, TrainTransform, rng_for, span
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class InstanceTransform:
         sample = self._one(dataset, rng, index)
         if self.copy_paste and rng.random() < self.copy_paste:
             other, read = int(rng.integers(len(dataset))), partial(self._one, dataset, rng)
-            above = read(other) if faults is None else this_or_next(read, other, len(dataset), faults)[1]
+            above = read(other) if faults is None else this_or_another(read, other, len(dataset), faults)[1]
             sample = paste(sample, above, rng)
         return sample
 
@@ -184,7 +184,7 @@ def train_batch(
     faults: list[FaultySample] = []
     for epoch, index in keys:
         read = partial(_sample, dataset, transform, seed, epoch, faults if skip else None)
-        index, sample = this_or_next(read, index, len(dataset), faults) if skip else (index, read(index))
+        index, sample = this_or_another(read, index, len(dataset), faults) if skip else (index, read(index))
         names.append(dataset.ids[index])
         images.append(torch.from_numpy(sample.image).permute(2, 0, 1))
         targets.append(

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from seglight.data import shared
-from seglight.data.faults import FaultySample, reading, this_or_next, without
+from seglight.data.faults import FaultySample, reading, this_or_another, without
 from seglight.data.findings import DataError
 from seglight.types import IGNORE_INDEX
 
@@ -317,7 +317,7 @@ def train_batch(
     for slot, (epoch, index) in enumerate(keys):
         out = (pixels[slot], labels[slot]) if transform.crop else None
         read = partial(_sample, dataset, transform, seed, epoch, out)
-        index, (image, mask) = this_or_next(read, index, len(dataset), faults) if skip else (index, read(index))
+        index, (image, mask) = this_or_another(read, index, len(dataset), faults) if skip else (index, read(index))
         names.append(dataset.ids[index])
         if not transform.crop:
             images, masks = torch.from_numpy(image[None]), torch.from_numpy(mask[None])

@@ -35,15 +35,17 @@ def duplicate_findings(
     pairs = [pair for pair in pairs if str(paths[pair.first]) != str(paths[pair.second])]
     pairs += _shared(paths, group)
     kinds: dict[tuple[str, str, str], list[Place]] = defaultdict(list)
+    told: set[tuple[str, str, str, str]] = set()
     similar: dict[tuple[str, str], dict[int, tuple[float, Place]]] = defaultdict(dict)
     for number, pair in enumerate(sorted(pairs, key=lambda pair: -pair.score)):
         a, b = (pair.first, pair.second) if _order(splits[pair.first]) > _order(splits[pair.second]) else pair[1::-1]
         kind = _kind(paths[a], paths[b], pair, number < _CHECKED)
         place = Place(below(paths[a], root), below(paths[b], root), paths[a], paths[b])
         if kind != "similar":
-            found = kinds[kind, splits[a], splits[b]]
-            if all(place.name != other.name for other in found):  # an image once, though it has many likes
-                found.append(place)
+            key = kind, splits[a], splits[b]
+            if (*key, place.name) not in told:  # an image once, though it has many likes
+                told.add((*key, place.name))
+                kinds[key].append(place)
         elif group[a] != group[b] and pair.score > similar[splits[a], splits[b]].get(a, (0.0, place))[0]:
             similar[splits[a], splits[b]][a] = (pair.score, place)
     findings = [_found(kind, late, early, tuple(places)) for (kind, late, early), places in kinds.items()]

@@ -136,6 +136,7 @@ class BaseModel(RemembersArguments, LightningModule):
         self._losses: dict[str, Tensor] = {}
         self._loss_count = 0
         self._seed, self._benchmark = 0, False
+        self._rates: list[dict[str, float]] = []
         self._shape: tuple[int, ...] | None = None
         self.batch_norm = batch_norm
         if batch_norm == "frozen":
@@ -243,11 +244,11 @@ class BaseModel(RemembersArguments, LightningModule):
         """
         if self.trainer.global_step == 0:
             self._losses, self._loss_count = {}, 0  # of an earlier fit
-        if type(self).configure_optimizers is not BaseModel.configure_optimizers:
-            return
-        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
-        groups = zip(scheduler.optimizer.param_groups, self.parameter_groups(), strict=True)
-        for i, (group, wanted) in enumerate(groups):
+        own = type(self).configure_optimizers is BaseModel.configure_optimizers
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler if own else None
+        if not self.trainer.global_step or not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            return  # nothing came back, or Lightning looks for a learning rate, with a schedule of its own
+        for i, (group, wanted) in enumerate(zip(scheduler.optimizer.param_groups, self._rates, strict=False)):
             scheduler.base_lrs[i] = group["initial_lr"] = wanted["lr"]
             group["lr"] = wanted["lr"] * scheduler.lr_lambdas[i](scheduler.last_epoch)
             group["weight_decay"] = wanted["weight_decay"]
@@ -316,6 +317,7 @@ class BaseModel(RemembersArguments, LightningModule):
         Fused on a GPU, unless gradients are clipped: Lightning has no clipping for fused optimisers.
         """
         groups = self.parameter_groups()
+        self._rates = [{name: group[name] for name in ("lr", "weight_decay")} for group in groups]
         # None is torch's own choice: one kernel per operation on a GPU, a loop over the weights on a CPU.
         fused = True if self.trains_on_gpu and not self.trainer.gradient_clip_val else None
         if self.optimizer == "sgd":
@@ -357,7 +359,8 @@ class BaseModel(RemembersArguments, LightningModule):
 
         Weights have the names that they have without `torch.compile`.
         """
-        checkpoint["state_dict"] = {_eager(name): v for name, v in checkpoint.get("state_dict", {}).items()}
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = {_eager(name): v for name, v in checkpoint["state_dict"].items()}
         checkpoint["seglight"] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": {name: value for name, value in self.init_args.items() if not isinstance(value, nn.Module)},
@@ -370,8 +373,9 @@ class BaseModel(RemembersArguments, LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another architecture: some options change the output without changing any shape."""
-        names = {_eager(name): name for name in self.state_dict()}
-        checkpoint["state_dict"] = {names.get(name, name): value for name, value in checkpoint["state_dict"].items()}
+        if "state_dict" in checkpoint:  # sharded strategies load the weights themselves
+            names = {_eager(name): name for name in self.state_dict()}
+            checkpoint["state_dict"] = {names.get(name, name): v for name, v in checkpoint["state_dict"].items()}
         stored = checkpoint.get("seglight")
         if stored is None:
             return
