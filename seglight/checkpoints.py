@@ -94,7 +94,11 @@ def check_arguments(cls: type[BaseModel], arguments: dict[str, Any]) -> None:
             parser.validate(Namespace(**{name: value}), skip_required=True)
         except TypeError as error:
             wanted = next(signature[name] for signature in signatures if name in signature)
-            raise ValueError(f"{name} is {value!r}, but {cls.__name__} takes {wanted}.") from error
+            kind = wanted.annotation  # a string where a module postpones annotations
+            kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+            raise ValueError(
+                f"{name} is {value!r}, but {cls.__name__} takes {name}: {kind} = {wanted.default!r}."
+            ) from error
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu", **overrides: Any) -> BaseModel:
