@@ -24,19 +24,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from zlib_ng import zlib_ng
 
 from seglight.data.archive import AnyPath, Member
 from seglight.data.dataset import SemanticDataset
 from seglight.data.findings import DataError, listing
 from seglight.data.packed import Strings, pack_bytes
-from seglight.data.store import whole
+from seglight.data.store import checksum, whole
 
 FORMAT = 2
 PAGE = 4096
 """Samples begin at multiples of it."""
 _SPOT = 2  # samples that are decoded and compared at every start
-_BLOCK = 1 << 20
 
 
 class Samples(NamedTuple):
@@ -270,23 +268,15 @@ def _checksum(path: AnyPath | None) -> int:
     if isinstance(path, Member):
         return path.checksum()
     try:
-        return _file_checksum(path)
+        return checksum(path)
     except NotADirectoryError:  # as in `_state`
         return _large_checksum(path.parent, *_state(path))
-
-
-def _file_checksum(path: Path) -> int:
-    total = 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            total = zlib_ng.crc32(block, total)
-    return total
 
 
 @lru_cache(maxsize=4)
 def _large_checksum(path: Path, size: int, time: int) -> int:
     """Of a file in this state, for all samples in it."""
-    return _file_checksum(path)
+    return checksum(path)
 
 
 def _name(dataset: SemanticDataset) -> str:

@@ -9,6 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from zlib_ng import zlib_ng
+
+_BLOCK = 1 << 20
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
@@ -63,3 +67,12 @@ def lock(handle: int, wait: bool) -> None:
             raise BlockingIOError(*error.args) from error
     else:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file, by reading: mapped pages would count as memory of this process."""
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            total = zlib_ng.crc32(block, total)
+    return total

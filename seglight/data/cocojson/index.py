@@ -21,14 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from zlib_ng import zlib_ng
 
 from seglight.data.cocojson import check, lists, pieces, quick, reader, stream
 from seglight.data.cocojson import document as document_module
 from seglight.data.cocojson.document import Document
 from seglight.data.findings import Fault
 from seglight.data.packed import Packed, Strings
-from seglight.data.store import alone, whole
+from seglight.data.store import alone, checksum, whole
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ def _build(path: Path, digest: str | None) -> Path:
             bad, faults = check.degenerate(found)
             found.packed.replaced(degenerate=bad).save(work)
             files = sorted(work.glob("*.npy"))
-            sums = {file.stem: _checksum(file) for file in files}
+            sums = {file.stem: checksum(file) for file in files}
             sha256 = hashed.result()
         if _state(path) != before:
             raise OSError(f"{path} changed while it was read")
@@ -160,7 +159,7 @@ def _load(folder: Path, path: Path) -> tuple[Document | None, str]:
     try:
         header = json.loads((folder / "document.json").read_text())
         sums = header["checksums"]
-        if broken := [name for name, value in sums.items() if _checksum(folder / f"{name}.npy") != value]:
+        if broken := [name for name, value in sums.items() if checksum(folder / f"{name}.npy") != value]:
             return None, f"{', '.join(broken)} changed on the disk"
         packed = Packed.map(folder, [name for name in sums if name != "degenerate"])
         faults, degenerate = ([Fault(*fault) for fault in header[name]] for name in ("faults", "degenerate"))
@@ -178,15 +177,6 @@ def _load(folder: Path, path: Path) -> tuple[Document | None, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return None, str(error)
     return found, ""
-
-
-def _checksum(file: Path) -> int:
-    """By reading: mapped pages would count as memory of this process."""
-    total = 0
-    with open(file, "rb") as opened:
-        while block := opened.read(_BLOCK):
-            total = zlib_ng.crc32(block, total)
-    return total
 
 
 def _code() -> str:
