@@ -111,6 +111,13 @@ def test_occupied_run_folder(here, capsys):
     message = refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "run")
     assert "--resume" in message and "--overwrite" in message
     assert (here / "run/metrics.jsonl").read_text() == kept
+    words = ["fit", *FAST, "--out", "run", "--overwrite"]
+    for missing in (
+        ["Tiny", "--data", "VOC", "--data.root", "nowhere"],
+        ["SMP", "--data", "Blocks", "--model.encoder", "x"],
+    ):
+        refused(capsys, *words, "--model", *missing)
+        assert (here / "run/metrics.jsonl").read_text() == kept, "a run that cannot begin does not cost the old one"
     assert fit("--out", "run", "--overwrite") == 0
     (here / "mine").mkdir()
     (here / "mine/thesis.txt").write_text("years of work")

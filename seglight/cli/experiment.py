@@ -130,6 +130,8 @@ def validation_interval(val_every: int | None, max_steps: int, accumulate: int) 
 class ExperimentCLI(LightningCLI):
     """LightningCLI plus: the class link, the run folder, `--resume`, and steps as the only unit."""
 
+    _replaced: Path | None = None  # the old run folder that --overwrite deletes
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links and the few options that are neither model, data nor Trainer."""
         for name in LINKED:
@@ -215,7 +217,7 @@ class ExperimentCLI(LightningCLI):
                 warnings.warn("trainer.sync_batchnorm needs GPUs; each rank uses statistics of its own.", stacklevel=2)
 
     def _run_dir(self, config: Any) -> Path:
-        """The run folder, free to write to: named, checked, and emptied only when asked."""
+        """The run folder, named and checked; `instantiate_trainer` empties it if that was asked for."""
         # Of several nodes without SLURM or torchrun each takes itself for the first, until the ranks have met.
         first = rank_zero_only.rank == 0 and int(os.environ.get("NODE_RANK") or 0) == 0
         if self.subcommand != "fit":
@@ -238,11 +240,14 @@ class ExperimentCLI(LightningCLI):
                 )
             if not (path / "config.yaml").is_file():
                 raise UsageError(f"{path} holds no config.yaml, so it is not a run folder and is not deleted.")
-            shutil.rmtree(path)
+            self._replaced = path
         return path
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add to the experiment's Trainer what every run has."""
+        if self._replaced is not None:
+            self.datamodule.prepare_data()  # a run that cannot begin, for want of its data, must not cost the old one
+            shutil.rmtree(self._replaced)
         config = self.config_init[self.subcommand]["trainer"]
         loggers = config.get("logger") or []
         loggers = loggers if isinstance(loggers, list) else [loggers]
