@@ -237,12 +237,14 @@ def device_of(asked: str | None) -> str:
     """
     import torch
 
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=asked or best)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        raise ValueError(f"--device {asked}: {str(error).splitlines()[0]}") from error
-    return asked or best
+    here = ["cpu"]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        kind = accelerator.type
+        here = [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count())), *here]
+    if asked is not None and asked not in here:
+        raise ValueError(f"--device {asked} is not on this machine. Use one of {', '.join(here)}, or leave it out.")
+    return asked or here[0]
 
 
 def _model(checkpoints: list[str], options: dict[str, Any]) -> Any:

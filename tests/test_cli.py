@@ -449,6 +449,7 @@ def test_what_a_callback_has_to_say_is_said(here):
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0 and "Stopping threshold reached" in said and "run_training_batch" in said, said
+    assert "Ended at step 1 of 4" in done.stdout
 
 
 def test_passes_of_half_steps_are_refused(here, capsys):

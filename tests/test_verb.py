@@ -47,8 +47,11 @@ from seglight.data.findings import DataError
         ("explain-metric run", "run is a run folder. Give one of its checkpoints: run/checkpoints/best.ckpt."),
         ("submit voc run --out x.tgz", "run is a run folder. Give one of its checkpoints: run/checkpoints/best.ckpt."),
         ("explain-metric file.x", "file.x is not a readable checkpoint (it ends too early)."),
-        ("explain-metric x --device gpu", "seglight explain-metric: --device gpu: Expected one of cpu, cuda"),
-        ("explain-metric x --device cuda:99", "seglight explain-metric: --device cuda:99: "),
+        ("explain-metric x --device gpu", "seglight explain-metric: --device gpu is not on this machine. Use one of "),
+        (
+            "explain-metric x --device cuda:99",
+            "seglight explain-metric: --device cuda:99 is not on this machine. Use one of ",
+        ),
         ("explain-metric x --batch two", "--batch: invalid int value: 'two'. See seglight explain-metric --help."),
     ],
 )

@@ -188,6 +188,12 @@ class RunFolder(Callback):
                 f"  use it    seglight predict --ckpt_path {best.best_model_path} --source YOUR_PICTURES --out OUT",
             ]
             print("\n".join(lines), flush=True)
+        if trainer.global_step < trainer.max_steps:
+            print(
+                f"Ended at step {trainer.global_step} of {trainer.max_steps}, "
+                f"as trainer.max_time or a callback such as EarlyStopping asked for.",
+                flush=True,
+            )
         log.info("finished at step %d", trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
