@@ -384,6 +384,7 @@ def test_no_images_no_detections():
 
 
 def test_proposals_without_classes_are_objects_everywhere(tmp_path):
+    from seglight.callbacks.pictures import Pictures
     from seglight.callbacks.predictions import Predictions
     from seglight.predict import _predict_all
 
@@ -392,6 +393,12 @@ def test_proposals_without_classes_are_objects_everywhere(tmp_path):
     finder.network._find = lambda image: {**find(image), "labels": torch.zeros(2, dtype=torch.int64)}
     assert set(finder.predict(pixels).names) == {"object"}
     found = finder.detect([torch.from_numpy(pixels).permute(2, 0, 1)])[0]
+    image, rles = torch.from_numpy(pixels).permute(2, 0, 1), finder._rles(found, pixels.shape[:2])
+    target = {"labels": torch.tensor([0, 1]), "rles": rles, "iscrowd": torch.zeros(2, dtype=torch.bool)}
+    found["rles"] = rles
+    _, drawn = Pictures()._draw_objects(finder, "a", image, target, found)
+    said = {key: {box["box_caption"] for box in boxes} for key, boxes in drawn.boxes.items()}
+    assert said == {"ground truth": {"red", "green"}, "prediction": {"object"}}
     saved = Predictions()._objects(finder, pixels, found, finder._rles(found, pixels.shape[:2]))
     assert set(saved.names) == {"object"}
     cv2.imwrite(str(tmp_path / "a.png"), pixels[..., ::-1])

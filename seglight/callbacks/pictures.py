@@ -165,7 +165,7 @@ class Pictures(Callback):
             for key, value in objects.items()
         }
         scale = small.shape[1] / size[1]
-        boxes = {key: visualize_objects.box_data(value, model.classes, scale) for key, value in objects.items()}
+        boxes = {key: visualize_objects.box_data(value, _names(model, key), scale) for key, value in objects.items()}
         return picture, Masked(small, masks, name, boxes)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,8 +207,10 @@ class Pictures(Callback):
         for i, (name, picture, _) in enumerate(drawn):
             _save(run_dir(trainer) / "images" / f"{stage}_{i:02}_{re.sub(r'[^-.0-9A-Za-z_]+', '_', name)}.png", picture)
         names, pictures, masked = zip(*drawn, strict=True)
-        meaning = {**dict(enumerate(model.classes)), IGNORE_INDEX: "void"}
-        labels = {name: ERROR_LABELS if name == "error" else meaning for name in masked[0].masks}
+        labels = {
+            name: ERROR_LABELS if name == "error" else {**dict(enumerate(_names(model, name))), IGNORE_INDEX: "void"}
+            for name in masked[0].masks
+        }
         step = trainer.global_step
         log_masks(trainer.loggers, f"media/{stage}", masked, labels, step)
         log_pictures(trainer.loggers, f"media/{stage}_colours", pictures, step, names)
@@ -252,6 +254,11 @@ class Pictures(Callback):
 def spaced(length: int, count: int) -> list[int]:
     """At most `count` different indices, evenly spaced from the first to the last of `length`."""
     return sorted({round(float(i)) for i in np.linspace(0, length - 1, min(length, count))})
+
+
+def _names(model: LightningModule, mask: str) -> list[str]:
+    """What the labels of a mask mean; proposals, unlike their ground truth, have no classes."""
+    return getattr(model, "names", model.classes) if mask == "prediction" else model.classes
 
 
 def _palette(model: LightningModule) -> visualize.Palette:
