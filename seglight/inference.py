@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Literal
 
 import torch
@@ -147,7 +148,6 @@ def sliding(
     window: int | tuple[int, int],
     stride: int | tuple[int, int],
     aggregate: Aggregate = "softmax",
-    batch: int = 1,
     align_corners: bool = False,
     flip: bool = False,
     last: Literal["shift", "pad"] = "shift",
@@ -165,7 +165,6 @@ def sliding(
         window: size (h, w) of a window, or one number for both.
         stride: step (y, x) between windows, at most `window`.
         aggregate: "softmax" averages probabilities, "logits" averages logits; see `Aggregate`.
-        batch: windows per call of `net`, each with all B images. More than 1 pays on a GPU.
         align_corners: of resizing the logits of a window to the window.
         flip: look at each window twice, the second time mirrored. (`multiscale` mirrors the whole image, and a shifted
             last window then lies elsewhere.)
@@ -198,19 +197,14 @@ def sliding(
         canvas[:] = fill
         canvas[..., top : top + height, left : left + width] = image
         image = canvas
-    corners = [
-        (y, x) for y in window_starts(image.shape[-2], high, down) for x in window_starts(image.shape[-1], wide, right)
-    ]
     total, seen = None, image.new_zeros(image.shape[-2:], dtype=torch.float32)
-    for start in range(0, len(corners), batch):
-        part = corners[start : start + batch]
-        crops = torch.cat([image[..., y : y + high, x : x + wide] for y, x in part])
-        out = _look(net, crops, (high, wide), flip, aggregate, align_corners)
+    rows, columns = window_starts(image.shape[-2], high, down), window_starts(image.shape[-1], wide, right)
+    for y, x in product(rows, columns):
+        votes = _look(net, image[..., y : y + high, x : x + wide], (high, wide), flip, aggregate, align_corners)
         if total is None:
-            total = out.new_zeros((image.shape[0], out.shape[1], *image.shape[-2:]))
-        for (y, x), votes in zip(part, out.chunk(len(part)), strict=True):
-            total[..., y : y + high, x : x + wide] += votes
-            seen[y : y + high, x : x + wide] += 1
+            total = votes.new_zeros((*votes.shape[:2], *image.shape[-2:]))
+        total[..., y : y + high, x : x + wide] += votes
+        seen[y : y + high, x : x + wide] += 1
     return _verdict((total / seen)[..., top : top + height, left : left + width], aggregate)
 
 
@@ -279,7 +273,7 @@ def scaled_size(
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margin: int, batch: int = 1) -> Tensor:
+def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margin: int) -> Tensor:
     """Predict an image of any size with a network of unpadded convolutions (Ronneberger et al. 2015, figure 2).
 
     The output plane is tiled; each tile is fed with `margin` more pixels on every side, and what lies outside the image
@@ -291,7 +285,6 @@ def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margi
         image: float (B, C, H, W), normalised.
         out_tile: (h, w) of the output of one call, or one number for both; a size that the network can give.
         margin: pixels that the network loses on each side, 92 for the paper's U-Net.
-        batch: tiles per call of `net`, each with all B images.
 
     Returns:
         (B, K, H, W), logits.
@@ -302,13 +295,11 @@ def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margi
             f"out_tile is {out_tile} and margin {margin}; a tile has at least one pixel, and no margin is negative."
         )
     height, width = image.shape[-2:]
-    corners = [(y, x) for y in range(0, height, high) for x in range(0, width, wide)]
     out = None
-    for start in range(0, len(corners), batch):
-        part = corners[start : start + batch]
-        rows = [_mirror(y - margin, y + high + margin, height, image.device) for y, _ in part]
-        columns = [_mirror(x - margin, x + wide + margin, width, image.device) for _, x in part]
-        logits = net(torch.cat([image[:, :, r[:, None], c] for r, c in zip(rows, columns, strict=True)]))
+    for y, x in product(range(0, height, high), range(0, width, wide)):
+        rows = _mirror(y - margin, y + high + margin, height, image.device)
+        columns = _mirror(x - margin, x + wide + margin, width, image.device)
+        logits = net(image[:, :, rows[:, None], columns])
         if logits.shape[-2:] != (high, wide):
             given = (high + 2 * margin, wide + 2 * margin)
             raise ValueError(
@@ -317,8 +308,7 @@ def overlap_tile(net: Net, image: Tensor, out_tile: int | tuple[int, int], margi
             )
         if out is None:
             out = logits.new_empty((image.shape[0], logits.shape[1], height, width))
-        for (y, x), tile in zip(part, logits.chunk(len(part)), strict=True):
-            out[..., y : y + high, x : x + wide] = tile[..., : height - y, : width - x]
+        out[..., y : y + high, x : x + wide] = logits[..., : height - y, : width - x]
     return out
 
 

@@ -172,12 +172,11 @@ def test_a_constant_net_stays_constant(size, aggregate):
     torch.testing.assert_close(out.softmax(1), probability)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
-def test_windows_that_agree_give_the_whole_image(batch):
+def test_windows_that_agree_give_the_whole_image():
     image = random(2, 3, 19, 26)
-    out = sliding(pointwise, image, (8, 10), (5, 7), batch=batch)
+    out = sliding(pointwise, image, (8, 10), (5, 7))
     torch.testing.assert_close(out.softmax(1), pointwise(image).softmax(1))
-    torch.testing.assert_close(sliding(pointwise, image, 8, 5, "logits", batch), pointwise(image))
+    torch.testing.assert_close(sliding(pointwise, image, 8, 5, "logits"), pointwise(image))
 
 
 @pytest.mark.parametrize("aggregate", ["softmax", "logits"])
@@ -242,8 +241,7 @@ def test_the_last_window_may_reach_over_the_border(size):
 
 
 @pytest.mark.parametrize("aggregate", ["softmax", "exp", "logits"])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_each_window_is_looked_at_in_a_mirror(aggregate, batch):
+def test_each_window_is_looked_at_in_a_mirror(aggregate):
     net = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
     image = random(1, 3, 6, 11)
     votes, seen = torch.zeros(1, 4, 6, 11), torch.zeros(11)
@@ -253,7 +251,7 @@ def test_each_window_is_looked_at_in_a_mirror(aggregate, batch):
         vote = {"logits": (there + back) / 2, "softmax": (there.softmax(1) + back.softmax(1)) / 2}
         votes[..., x : x + 6] += (there + back).exp() if aggregate == "exp" else vote[aggregate]
         seen[x : x + 6] += 1
-    out = sliding(net, image, 6, 4, aggregate, batch, flip=True)
+    out = sliding(net, image, 6, 4, aggregate, flip=True)
     torch.testing.assert_close(out if aggregate == "logits" else out.exp(), votes / seen)
     if aggregate == "softmax":  # the mirror image of the whole would have its windows elsewhere
         assert not torch.allclose(
@@ -391,14 +389,13 @@ def valid_net(channels: int = 2) -> nn.Sequential:
 
 
 @pytest.mark.fidelity
-@pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("tile", [(4, 4), (7, 5), (16, 16), (40, 64), 3])
 @pytest.mark.parametrize("size", [(16, 16), (23, 31), (5, 40)])
-def test_tiles_equal_the_whole_image(size, tile, batch):
+def test_tiles_equal_the_whole_image(size, tile):
     net = valid_net()
     image = random(2, 2, *size).double()
     whole = net(F.pad(image, (4, 4, 4, 4), mode="reflect"))
-    torch.testing.assert_close(overlap_tile(net, image, tile, 4, batch), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(overlap_tile(net, image, tile, 4), whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(3, 4), (1, 1), (2, 9), (1, 6), (4, 3)])
