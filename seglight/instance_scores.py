@@ -113,26 +113,25 @@ class InstanceScores:
     def _counted(self) -> int:
         return int((self.objects > 0).sum())
 
-    def as_dict(self, prefix: str = "val", classes: Sequence[str] | None = None) -> dict[str, float]:
+    def as_dict(self, prefix: str = "val") -> dict[str, float]:
         """Return the scores under their logged names: `val/AP` ..., `val/box_AP` ..., and `val_class/<name>`, its AP.
 
         Without masks there are only the `box_` names. Classes without objects have no entry; a mean over nothing, such
         as APs of a set without small objects, is nan.
         """
-        names = self._names(classes)
         out = {} if self.masks is None else {f"{prefix}/{name}": v for name, v in self.masks.values.items()}
         out.update({f"{prefix}/box_{name}": v for name, v in self.boxes.values.items()})
         if not self.agnostic:
-            pairs = zip(names, self.main.ap, strict=True)
+            pairs = zip(self.classes, self.main.ap, strict=True)
             out.update({f"{prefix}_class/{name}": float(v) for name, v in pairs if not np.isnan(v)})
         return out
 
-    def as_table(self, classes: Sequence[str] | None = None) -> Table:
+    def as_table(self) -> Table:
         """Return a rich table with a line per class, in order up to 30 classes, else worst first. In percent."""
         from rich.table import Table
         from rich.text import Text  # names as they are: square brackets in strings are styles
 
-        names, part = self._names(classes), self.main
+        names, part = self.classes, self.main
         order = np.arange(len(names)) if len(names) <= 30 else np.argsort(part.ap, kind="stable")  # nan goes last
         table = Table(caption=Text(self.definition, style="table.caption"), caption_justify="left")
         most = f"AR{self.limits[-1]}"
@@ -163,11 +162,6 @@ class InstanceScores:
         for name, text in self.definitions.items():
             table.add_row(name, *(percent(part.values[name]) for part in parts.values()), text)
         return table
-
-    def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
-        if classes is not None and len(classes) != len(self.classes):
-            raise ValueError(f"{len(classes)} class names were given for {len(self.classes)} classes; one name each.")
-        return self.classes if classes is None else tuple(classes)
 
 
 def definitions(limits: Sequence[int] = (1, 10, 100)) -> dict[str, str]:

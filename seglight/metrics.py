@@ -95,23 +95,23 @@ class Scores:
 
         visualize.confusion_png(path, self.table, self.classes)
 
-    def as_dict(self, prefix: str = "val", classes: Sequence[str] | None = None) -> dict[str, float]:
+    def as_dict(self, prefix: str = "val") -> dict[str, float]:
         """Return the scores under their logged names: `val/mIoU` ... and `val_class/<name>`, the IoU per class.
 
         Classes absent from truth and prediction have no entry. Without any labelled pixel the four means are nan.
         """
-        names = self.classes if classes is None else _names(classes, len(self.classes))
         means = {"mIoU": self.miou, "pixAcc": self.pixacc, "mAcc": self.macc, "fwIoU": self.fwiou}
         out = {f"{prefix}/{name}": value for name, value in means.items()}
-        out.update({f"{prefix}_class/{n}": float(v) for n, v in zip(names, self.iou, strict=True) if not np.isnan(v)})
+        pairs = zip(self.classes, self.iou, strict=True)
+        out.update({f"{prefix}_class/{name}": float(v) for name, v in pairs if not np.isnan(v)})
         return out
 
-    def as_table(self, classes: Sequence[str] | None = None) -> Table:
+    def as_table(self) -> Table:
         """Return a rich table with a line per class, in order up to 30 classes, else worst first. In percent."""
         from rich.table import Table
         from rich.text import Text  # names as they are: square brackets in strings are styles
 
-        names = self.classes if classes is None else _names(classes, len(self.classes))
+        names = self.classes
         order = np.arange(len(names)) if len(names) <= 30 else np.argsort(self.iou, kind="stable")  # nan goes last
         table = Table(caption=Text(self.definition, style="table.caption"), caption_justify="left")
         for title in ("class", "IoU", "accuracy", "share of pixels"):
