@@ -269,9 +269,8 @@ def _part(
         work.params.maxDets = list(limits)
         work.evaluate()
         work.accumulate()
-    precision, recall, scores = (np.array(work.eval[key]) for key in ("precision", "recall", "scores"))
-    absent = precision < 0  # -1: no object
-    precision[absent], scores[absent], recall[recall < 0] = np.nan, np.nan, np.nan
+    precision, recall = (np.array(work.eval[key]) for key in ("precision", "recall"))
+    precision[precision < 0], recall[recall < 0] = np.nan, np.nan  # -1: no object
     at = limits.index(ap_limit(limits))
     values = {"AP": mean(precision[:, :, :, 0, at])}
     values |= {"AP50": mean(precision[0, :, :, 0, at]), "AP75": mean(precision[5, :, :, 0, at])}
@@ -282,7 +281,6 @@ def _part(
     return Part(
         values=values,
         precision=curves,
-        confidence=scores[:, :, :, 0, at],
         ap=curves.mean((0, 1)),
         ap50=curves[0].mean(0),
         ar=recall[:, :, 0, -1].mean(0),

@@ -30,8 +30,6 @@ class Part:
     """AP, AP50, AP75, APs, APm, APl, AR1, ..., ARs, ARm, ARl: `InstanceScores.definitions` says what each is."""
     precision: np.ndarray
     """(10, 101, K) at the IoUs `IOUS` and recalls `RECALLS`, objects of all sizes: a precision-recall curve each."""
-    confidence: np.ndarray
-    """(10, 101, K), the score of the detection at which that recall is reached; 0 where it is not."""
     ap: np.ndarray
     """(K,), AP of each class."""
     ap50: np.ndarray
