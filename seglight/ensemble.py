@@ -54,12 +54,12 @@ def merge(
     nms: float = 0.5,
     vote: float = 0.5,
     score: Score = "max",
-    box_voting: bool = True,
-    mask_voting: bool = True,
-    mask_size: int | None = None,
     limit: int = 100,
 ) -> Detections:
     """One list of objects from several views of an image; the order of the views does not matter.
+
+    A kept box and its window become the means of the boxes and of the windows that vote, its mask that of their masks,
+    each read at the cells of the new window, bilinearly, and zero beyond its own window.
 
     Args:
         views: each in pixels of the same image, on one device; grids may differ in size and cover any windows.
@@ -67,14 +67,10 @@ def merge(
         vote: those that overlap the kept one by this much, suppressed or not, take part in its mean.
         score: "max" keeps the score of the best view. "mean" is over the views of the best score of each, 0 for a view
             that has not seen the object: what only few views see falls behind.
-        box_voting: the kept box and its window become the mean of the boxes, and of the windows, that vote.
-        mask_voting: the kept mask becomes the mean of the masks that vote, each read at the cells of the new window,
-            bilinearly, and zero beyond its own window.
-        mask_size: cells of the side of the resulting grids; those of the finest view by default.
         limit: objects that are kept, the best ones.
 
     Returns:
-        at most `limit` objects, best first.
+        at most `limit` objects, best first; masks with the cells of the finest view.
 
     Raises:
         ValueError: no views, or an option is out of range.
@@ -82,24 +78,13 @@ def merge(
     check(nms, vote, score)
     if not views:
         raise ValueError("There are no views to merge; give the detections of at least one.")
-    for name, number in (("limit", limit), ("mask_size", mask_size)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} is {number}; it must be at least 1.")
-    size = mask_size or max(view["masks"].shape[-1] for view in views)
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1.")
     with torch.autocast(views[0]["boxes"].device.type, enabled=False):  # a mean in bf16 would move boxes by pixels
-        return _merge(views, nms, vote, score, box_voting, mask_voting, size, limit)
+        return _merge(views, nms, vote, score, limit)
 
 
-def _merge(
-    views: Sequence[Detections],
-    nms: float,
-    vote: float,
-    score: Score,
-    box_voting: bool,
-    mask_voting: bool,
-    size: int,
-    limit: int,
-) -> Detections:
+def _merge(views: Sequence[Detections], nms: float, vote: float, score: Score, limit: int) -> Detections:
     from torchvision.ops import batched_nms, box_iou
 
     found = {name: torch.cat([view[name] for view in views]) for name in FIELDS}
@@ -125,16 +110,13 @@ def _merge(
     kept, member, final = kept[:limit], member[:limit], final[:limit]
     weight = member * scores.clamp(min=1e-6)
     weight = weight / weight.sum(1, keepdim=True)
-    merged_boxes = weight @ boxes if box_voting else boxes[kept]
-    merged_windows = weight @ windows if box_voting else windows[kept]
-    if not mask_voting:
-        weight = F.one_hot(kept, len(boxes)).to(scores.dtype) if len(boxes) else weight
+    targets = weight @ windows
     return {
-        "boxes": merged_boxes,
+        "boxes": weight @ boxes,
         "labels": labels[kept],
         "scores": final,
-        "masks": _vote_masks([view["masks"] for view in views], windows, order, weight, merged_windows, size),
-        "windows": merged_windows,
+        "masks": _vote_masks([view["masks"] for view in views], windows, order, weight, targets),
+        "windows": targets,
     }
 
 
@@ -160,9 +142,7 @@ def _best_first(found: dict[str, Tensor]) -> Tensor:
     return order
 
 
-def _vote_masks(
-    grids: list[Tensor], windows: Tensor, order: Tensor, weight: Tensor, targets: Tensor, size: int
-) -> Tensor:
+def _vote_masks(grids: list[Tensor], windows: Tensor, order: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Weighted means of the masks at the cells of other windows.
 
     Args:
@@ -171,8 +151,8 @@ def _vote_masks(
         order: (N,), from sorted to the order of `grids`.
         weight: (K, N), of each sorted mask in each mean; zeros take no time.
         targets: (K, 4), windows of the means.
-        size: cells of their sides.
     """
+    size = max(grid.shape[-1] for grid in grids)
     means = weight.new_zeros(len(targets), size, size)
     sides = torch.cat([torch.full((len(grid),), grid.shape[-1], device=order.device) for grid in grids])
     for side in sorted({grid.shape[-1] for grid in grids}):  # grids of one size together, whatever the order of views

@@ -65,7 +65,7 @@ def overlap(a, b):
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def merged_by_loops(views, nms, vote, score, box_voting, mask_voting, side, limit):
+def merged_by_loops(views, nms, vote, score, side, limit):
     every = [
         (float(v["scores"][n]), int(v["labels"][n]), v["boxes"][n].tolist(), v["windows"][n].tolist(), v["masks"][n], i)
         for i, v in enumerate(views)
@@ -84,9 +84,9 @@ def merged_by_loops(views, nms, vote, score, box_voting, mask_voting, side, limi
         final = one[0] if score == "max" else sum(best) / len(views)
 
         def mean(place, one=one, voters=voters, total=total):
-            return [sum(v[0] * v[place][c] for v in voters) / total if box_voting else one[place][c] for c in range(4)]
+            return [sum(v[0] * v[place][c] for v in voters) / total for c in range(4)]
 
-        results.append((final, one[1], mean(2), mean(3), voters if mask_voting else [one]))
+        results.append((final, one[1], mean(2), mean(3), voters))
     results.sort(key=lambda one: -one[0])
     results = results[:limit]
     masks = torch.zeros(len(results), side, side)
@@ -138,19 +138,14 @@ def test_masks_vote_by_their_scores():
     found = merge([view(box, [0.9], masks=left), view(box, [0.3], masks=right)])
     expected = torch.tensor([0.75, 0.75, 0.25, 0.25]).expand(1, 4, 4)
     torch.testing.assert_close(found["masks"], expected)
-    single = merge([view(box, [0.9], masks=left), view(box, [0.3], masks=right)], mask_voting=False)
-    torch.testing.assert_close(single["masks"], left)
 
 
 @pytest.mark.fidelity
 @pytest.mark.parametrize("score", ["max", "mean"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"nms": 0.3, "vote": 0.7}, {"vote": 0.2}, {"box_voting": False}, {"mask_voting": False}, {"limit": 4}],
-)
+@pytest.mark.parametrize("options", [{}, {"nms": 0.3, "vote": 0.7}, {"vote": 0.2}, {"limit": 4}])
 def test_merging_equals_loops(options, score):
     views = [crowded(0), crowded(1, 9, side=7), crowded(2, 0), crowded(3, 5)]
-    full = {"nms": 0.5, "vote": 0.5, "box_voting": True, "mask_voting": True, "limit": 100, **options}
+    full = {"nms": 0.5, "vote": 0.5, "limit": 100, **options}
     expected = merged_by_loops(views, score=score, side=7, **full)
     found = merge(views, score=score, **options)
     assert 4 <= len(found["scores"]) < 20
@@ -213,9 +208,8 @@ def test_nothing_and_objects_without_area():
     empty = crowded(0, 0)
     found = merge([empty, empty])
     assert [tuple(found[name].shape) for name in FIELDS] == [(0, 4), (0,), (0,), (0, 5, 5), (0, 4)]
-    same(merge([empty], mask_voting=False), found)
     flat = view([[5, 5, 5, 9], [0, 0, 4, 4]], [0.7, 0.0], side=3)
-    for options in ({}, {"score": "mean"}, {"mask_voting": False}):
+    for options in ({}, {"score": "mean"}):
         found = merge([flat, empty], **options)
         assert found["masks"].shape == (2, 5, 5)
         assert all(found[name].isfinite().all() for name in FIELDS)
@@ -232,7 +226,6 @@ def test_half_precision_around_it_changes_nothing():
 def test_size_of_the_grids():
     views = [crowded(0, side=5), crowded(1, side=9)]
     assert merge(views)["masks"].shape[1:] == (9, 9)
-    assert merge(views, mask_size=3)["masks"].shape[1:] == (3, 3)
 
 
 def test_many_masks_in_parts(monkeypatch):
@@ -250,7 +243,6 @@ def test_many_masks_in_parts(monkeypatch):
         ([crowded(0)], {"vote": 50}, "vote is 50; an intersection over union .* at most 1"),
         ([crowded(0)], {"score": "sum"}, "score is 'sum'; choose"),
         ([crowded(0)], {"limit": 0}, "limit is 0; it must be at least 1"),
-        ([crowded(0)], {"mask_size": 0}, "mask_size is 0; it must be at least 1"),
     ],
 )
 def test_what_merging_refuses(views, options, message):
