@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seglight.cli.verb import Parser, console, guarded, take, writable
+from seglight.submit import BENCHMARKS
 
 DESCRIPTION = """Write the archive that a benchmark's server takes, and check it file by file before it is there:
   voc         PASCAL VOC: palette PNGs in a tgz
@@ -37,7 +38,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "benchmark",
         metavar="BENCHMARK",
-        choices=("voc", "cityscapes", "coco", "context"),
+        choices=tuple(BENCHMARKS),
         help="whose server, see above",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", type=Path, help="a trained model")
@@ -54,13 +55,13 @@ def run(options: argparse.Namespace, data_options: list[str], model_options: lis
     """Make or check; returns the exit status."""
     from seglight import submit
 
-    kind = getattr(submit, submit.BENCHMARKS[options.benchmark])
+    kind = getattr(submit, BENCHMARKS[options.benchmark])
     split = options.split or next(iter(kind.splits))
     if split not in kind.splits:
         raise ValueError(f"{kind.title} has no {split} split to submit; give --split {' or '.join(kind.splits)}.")
-    if options.comp and "comp" not in kind.options:
+    if options.comp and options.benchmark != "voc":
         raise ValueError(f"--comp is of voc; {options.benchmark} has no such thing.")
-    submission = kind(split, comp=options.comp) if "comp" in kind.options else kind(split)
+    submission = kind(split, options.comp) if options.comp else kind(split)
     if options.check is not None:
         if options.checkpoint or options.out or model_options:
             raise ValueError("--check looks at an archive that is there: leave out the checkpoint, --out and --model.")
@@ -88,10 +89,10 @@ def _make(submission: Any, options: argparse.Namespace, data_options: list[str],
     verdict = make(submission, model, data, options.out)
     _report(submission, verdict, data, options.out)
     print(f"Wrote {options.out}, {options.out.stat().st_size / 1e6:.1f} MB.")
-    rehearsal = (
-        "a rehearsal, the server wants --split test" if submission.split != next(iter(submission.splits)) else ""
-    )
-    print(f"This is {rehearsal}." if rehearsal else f"Next: {submission.upload}.")
+    if submission.split == next(iter(submission.splits)):
+        print(f"Next: {submission.upload}.")
+    else:
+        print("This is a rehearsal, the server wants --split test.")
     return 0
 
 

@@ -33,7 +33,7 @@ class Submission:
     """One benchmark. Subclasses set the fields and write `entries`, `look` and, for one file at the end, `closing`.
 
     Args:
-        options: of the command line, as far as they are in `options`.
+        split: one of `splits`.
     """
 
     title: ClassVar[str]
@@ -43,14 +43,11 @@ class Submission:
     """What --split means as data.test_split of that class. The first is the default."""
     suffixes: ClassVar[tuple[str, ...]] = (".zip",)
     """Of the archive."""
-    options: ClassVar[dict[str, str]] = {}
-    """Further options, by name, and what they mean."""
     upload: ClassVar[str]
     """Where it goes and by what rules, printed when it is done."""
 
-    def __init__(self, split: str, **options: str | None):
+    def __init__(self, split: str):
         self.split = split
-        self.chosen = {name: value for name, value in options.items() if value is not None}
 
     def prepare(self, data: Any) -> None:
         """Look at the datamodule once before anything is written or read.

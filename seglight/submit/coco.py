@@ -33,8 +33,8 @@ class COCOSubmission(Submission):
     splits: ClassVar = {"test": "test-dev2017", "val": "val2017"}
     upload = 'the server that cocodataset.org/#upload names, competition "detection (segmentation)", test-dev'
 
-    def __init__(self, split: str, **options: str | None):
-        super().__init__(split, **options)
+    def __init__(self, split: str):
+        super().__init__(split)
         self._found: dict[int, list[dict[str, Any]]] = {}
 
     def rule_of_name(self) -> str | None:

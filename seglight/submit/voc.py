@@ -8,7 +8,7 @@ comp5: trained on VOC's own training data only. comp6: on anything but the test 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,28 +21,33 @@ LABELS = 21
 
 
 class VOCSubmission(Submission):
-    """`comp` is comp5 or comp6, the default: even ImageNet weights are other data."""
+    """Of either competition.
+
+    Args:
+        split: one of `splits`.
+        comp: "comp5" (VOC's own training data only) or "comp6" (any other). Without it comp6 is written, for even
+            ImageNet weights are other data, and of an archive both are right.
+    """
 
     title = "PASCAL VOC segmentation"
     datasets: ClassVar = {"semantic": "VOC"}
     splits: ClassVar = {"test": "test", "val": "val"}
     suffixes: ClassVar = (".tgz", ".tar.gz")
-    options: ClassVar = {"comp": "comp5 (VOC's own training data only) or comp6 (any other; default)"}
     upload = (
         "http://host.robots.ox.ac.uk:8080 (an account with an institutional address; few submissions are allowed, so "
         "choose the model on val)"
     )
 
+    def __init__(self, split: str, comp: Literal["comp5", "comp6"] | None = None):
+        super().__init__(split)
+        self.comp = comp
+
     def prepare(self, data: Any) -> None:
-        """The competition, and whether the test images are there.
+        """Whether the test images are there.
 
         Raises:
             FileNotFoundError: the list of the test images is missing.
-            ValueError: there is no such competition.
         """
-        self.comp = self.chosen.get("comp", "comp6")
-        if self.comp not in ("comp5", "comp6"):
-            raise ValueError(f"--comp is {self.comp}; VOC's segmentation competitions are comp5 and comp6.")
         lists = data.root / "ImageSets/Segmentation"
         if self.split == "test" and not (lists / "test.txt").is_file():
             raise FileNotFoundError(
@@ -50,7 +55,7 @@ class VOCSubmission(Submission):
                 "the server gives to those with an account (http://host.robots.ox.ac.uk:8080); unpack it over the "
                 "other images. For a rehearsal give --split val."
             )
-        self.folder = f"results/VOC{data.year}/Segmentation/{self.comp}_{self.split}_cls"
+        self.folder = f"results/VOC{data.year}/Segmentation/{self.comp or 'comp6'}_{self.split}_cls"
 
     def _name(self, image_id: str) -> str:
         return f"{self.folder}/{image_id}.png"
@@ -61,7 +66,7 @@ class VOCSubmission(Submission):
 
     def look(self, archive: Reader, data: Any) -> Verdict:
         """Names, palette, size and values of every PNG."""
-        if "comp" not in self.chosen:  # both are right; which one it is, the archive says
+        if self.comp is None:  # both are right; which one it is, the archive says
             folders = {str(PurePosixPath(name).parent) for name in archive.names}
             other = self.folder.replace("comp6_", "comp5_")
             self.folder = other if folders == {other} else self.folder
