@@ -25,11 +25,15 @@ def _isolated(tmp_path_factory):
         "WANDB_DATA_DIR": home / "wandb",
         "WANDB_DIR": home / "wandb",
         "NETRC": home / "netrc",
+        "NO_PROXY": "127.0.0.1",  # the servers of our own
+        "no_proxy": "127.0.0.1",
+        "COLUMNS": "80",
     }
     before = dict(os.environ)
     os.environ.update({key: str(value) for key, value in changed.items()})
-    for secret in ("WANDB_API_KEY", "SEGLIGHT_TRACEBACK", "SEGLIGHT_CACHE"):
-        os.environ.pop(secret, None)
+    jobs = [name for name in os.environ if name.startswith("SLURM_")]  # Lightning starts no ranks in a job of SLURM
+    for name in ("WANDB_API_KEY", "SEGLIGHT_TRACEBACK", "SEGLIGHT_CACHE", *jobs):
+        os.environ.pop(name, None)
     torch.set_num_threads(1)
     yield
     os.environ.clear()

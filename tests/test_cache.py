@@ -422,29 +422,31 @@ def test_an_interrupted_cache_goes_on(tmp_path, folder, monkeypatch):
     assert [len(part.todo) for part in make(module, cache)] == [0, 0], "nothing is left to do"
 
 
-def _slowly(folder, cache):
-    def slow(samples, part):
-        for one in samples:
+def _stuck(folder, cache):
+    def stuck(samples, part):
+        for number, one in enumerate(samples):
+            if number == 3:
+                (cache / "stuck").touch()
+                time.sleep(600)
             yield one
-            time.sleep(0.2)
 
     cache_write._SAVED = 0.0
-    make(of_folder(folder), cache, progress=slow)
+    make(of_folder(folder), cache, progress=stuck)
 
 
 def test_a_killed_writer_leaves_a_cache_that_can_go_on(tmp_path, folder):
     cache = tmp_path / "cache"
-    writer = multiprocessing.get_context("fork").Process(target=_slowly, args=(folder, cache))
+    writer = multiprocessing.get_context("fork").Process(target=_stuck, args=(folder, cache))
     writer.start()
-    while not list(cache.glob("train-*.npz")):
+    while not (cache / "stuck").exists():
+        assert writer.is_alive()
         time.sleep(0.02)
     with pytest.raises(BlockingIOError, match="Another process is writing"):
         make(of_folder(folder), cache)
-    time.sleep(0.4)
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
     there = len(load(cache)[0].samples.ids)
-    assert 0 < there < 7
+    assert there == 3
     assert [len(part.todo) for part in make(of_folder(folder), cache)] == [7 - there, 3]
     data = of_folder(folder, cache=str(cache)).split("train")
     assert all(np.array_equal(*pair) for i in range(7) for pair in zip(data.read(i), data.dataset.read(i), strict=True))

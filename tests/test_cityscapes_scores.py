@@ -272,7 +272,8 @@ def test_without_instance_ids_the_rest_is_scored(city, tmp_path, capsys):
     words = ["--ckpt_path", str(city / "run/checkpoints/best.ckpt"), "--trainer.accelerator", "cpu"]
     assert main(["test", *words, "--data.root", str(tmp_path / "data"), "--out", str(tmp_path / "t")]) == 0
     assert "no iIoU, because" in " ".join(capsys.readouterr().out.split())
-    with_ids = json.loads((city / "test/scores_test.json").read_text())
+    assert main(["test", *words, "--out", str(tmp_path / "with")]) == 0
+    with_ids = json.loads((tmp_path / "with/scores_test.json").read_text())
     without = json.loads((tmp_path / "t/scores_test.json").read_text())
     assert without["test/cityscapes_category_IoU"] == with_ids["test/cityscapes_category_IoU"]
     assert np.isnan(without["test/cityscapes_iIoU"])

@@ -233,6 +233,18 @@ def test_a_job_that_slurm_put_back_goes_on(here, monkeypatch, capsys):
     assert not (run / "mine.txt").exists()
 
 
+def test_ranks_that_slurm_has_not_started_are_not_waited_for(here, monkeypatch, capsys):
+    job = {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "NODELIST": "localhost"}
+    for name, value in {**job, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    words = ["fit", "--model", "Tiny", "--data", "Blocks", *FAST, "--out", "run", "--trainer.devices", "2"]
+    message = refused(capsys, *words, "--trainer.strategy", "ddp")
+    assert "it has started 0. Put srun before the command" in message and not (here / "run").exists()
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert "it has started 1." in refused(capsys, *words, "--trainer.strategy", "ddp")
+
+
 def write(path, text):
     path.write_text(text)
     return str(path)

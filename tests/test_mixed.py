@@ -131,7 +131,7 @@ def test_names_that_differ(roots):
 
 def test_a_value_that_is_no_label_does_not_become_one(roots):
     renumbered(roots / "two", [3, 0, 7, 1, 2, 4, 6, 5])
-    path = next((roots / "two/train/masks").glob("*.png"))
+    path = roots / "two/train/masks/scene_0000.png"
     Image.fromarray(np.full(SIZE, 99, np.uint8)).save(path)
     train = Mixed(folders(roots), **OPTIONS).split("train")
     with pytest.raises(DataError, match=r"(?s)^two: .*values 99 in the masks.*scene_0000\.png"):

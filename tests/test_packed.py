@@ -132,7 +132,7 @@ def test_forgotten_pages_are_read_again(tmp_path):
 
     def resident():
         with open("/proc/self/status") as file:
-            return sum(1024 * int(line.split()[1]) for line in file if line.startswith("RssFile"))
+            return sum(1024 * int(line.split()[1]) for line in file if line.startswith(("RssFile", "RssShmem")))
 
     before = resident()
     total = data.big.sum()

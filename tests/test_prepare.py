@@ -310,16 +310,21 @@ def test_no_room_is_said_before_anything_is_fetched(tmp_path, kit, web, monkeypa
 def test_two_at_once(tmp_path, kit, web):
     data, recipe = kit
     web.pages["/kit.tar"] = Page(data, faults=["stall 100"])
-    said, done = [], []
-    first = threading.Thread(
-        target=lambda: done.append(prepare(recipe, tmp_path, Options(mirrors=[web.url]), said.append))
-    )
+    begun, refused, done = threading.Event(), threading.Event(), []
+
+    def say(_):
+        begun.set()
+        refused.wait()
+
+    first = threading.Thread(target=lambda: done.append(prepare(recipe, tmp_path, Options(mirrors=[web.url]), say)))
     first.start()
-    while not web.log:
-        time.sleep(0.01)
-    with pytest.raises(PrepareError, match=rf"by another process \(process {os.getpid()}\)"):
-        prepare(recipe, tmp_path, Options(mirrors=[web.url]))
-    first.join()
+    begun.wait()
+    try:
+        with pytest.raises(PrepareError, match=rf"by another process \(process {os.getpid()}\)"):
+            prepare(recipe, tmp_path, Options(mirrors=[web.url]))
+    finally:
+        refused.set()
+        first.join()
     assert there(tmp_path) == FILES and done
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 import wandb
 from pytorch_lightning import Trainer
 from wandb_server import KEY, Run, Server
@@ -285,13 +286,19 @@ def job(tmp_path):
 @pytest.mark.slow
 def test_a_killed_job_resumes_its_run(job, tmp_path):
     server, options = job
-    killed = subprocess.Popen(command(tmp_path / "run"), **options)
+    steady = ["--model.schedule", "constant"]  # the steps that are made twice are the same
+    endless = [*steady, "--trainer.max_steps", "999999"]  # however fast it is, it does not end before it is killed
+    hurry = {**options, "env": {**options["env"], HURRY: "1"}}
+    killed = subprocess.Popen(command(tmp_path / "run", *endless), **hurry)
     until(lambda: any(6 in steps(run) for run in server.runs.values()), 200)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and [run.state for run in server.runs.values()] == ["running"]
+    kept = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     (name,) = server.runs
     before = steps(server.runs[name])
-    done = subprocess.run(command(tmp_path / "run", "--resume"), timeout=300, **options)
+    more = [*steady, "--trainer.max_steps", str(kept + 6), "--resume"]
+    done = subprocess.run(command(tmp_path / "run", *more), timeout=300, **options)
     assert done.returncode == 0, done.stdout
     run = server.runs[name]
     assert list(server.runs) == [name] and run.state == "finished" and KEY not in done.stdout
