@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionYesNo, get_loader, set_loader
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -245,9 +246,6 @@ class ExperimentCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add to the experiment's Trainer what every run has."""
-        if self._replaced is not None:
-            self.datamodule.prepare_data()  # a run that cannot begin, for want of its data, must not cost the old one
-            shutil.rmtree(self._replaced)
         config = self.config_init[self.subcommand]["trainer"]
         loggers = config.get("logger") or []
         loggers = loggers if isinstance(loggers, list) else [loggers]
@@ -259,7 +257,12 @@ class ExperimentCLI(LightningCLI):
         parts["callbacks"] = [*(config.get("callbacks") or []), *kept]
         plugins = config.get("plugins") or []
         parts["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), *parts["plugins"]]
-        return super().instantiate_trainer(**parts, **kwargs)
+        trainer = super().instantiate_trainer(**parts, **kwargs)
+        _refuse_absent_ranks(trainer)
+        if self._replaced is not None:
+            self.datamodule.prepare_data()  # a run that cannot begin, for want of its data, must not cost the old one
+            shutil.rmtree(self._replaced)
+        return trainer
 
 
 def _refuse_other_task(config: Any) -> None:
@@ -272,6 +275,20 @@ def _refuse_other_task(config: Any) -> None:
         raise UsageError(
             f"{model.__name__} is for {model.task} segmentation, but {dataset.__name__} gives {dataset.task} labels. "
             f"Choose another model, or one of --data {', '.join(fitting)}."
+        )
+
+
+def _refuse_absent_ranks(trainer: Any) -> None:
+    """In a SLURM job Lightning starts no processes, and would wait for ever for those that `srun` has not started."""
+    cluster = getattr(trainer.strategy, "cluster_environment", None)
+    ranks, tasks = trainer.num_nodes * trainer.num_devices, int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    if isinstance(cluster, SLURMEnvironment) and ranks > tasks:
+        started = tasks if "SLURM_STEP_ID" in os.environ else 0
+        raise UsageError(
+            f"trainer.num_nodes {trainer.num_nodes} with {trainer.num_devices} devices each need {ranks} processes. "
+            f"In a SLURM job srun has to start them, but it has started {started}. "
+            f"Put srun before the command, with #SBATCH --nodes={trainer.num_nodes} "
+            f"--ntasks-per-node={trainer.num_devices}; or run it with one device."
         )
 
 
