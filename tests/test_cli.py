@@ -14,7 +14,8 @@ import yaml
 
 import seglight
 from seglight.cli import main
-from seglight.cli.experiment import UsageError, load_yaml, validation_interval
+from seglight.cli.experiment import validation_interval
+from seglight.cli.experiment_file import UsageError, load_yaml
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if "_base" not in p.parts)

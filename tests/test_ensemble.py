@@ -387,20 +387,20 @@ def test_it_is_tested_like_any_model_and_not_trained(pair):
 def test_the_command_needs_no_checkpoint_of_the_ensembles_own(pair, tmp_path, monkeypatch):
     from jsonargparse import Namespace
 
-    from seglight.cli import experiment
+    from seglight.cli import evaluation, experiment
 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "both.yaml"
     for model in ("model: MaskEnsemble", "model:\n  class_path: seglight.models.MaskEnsemble"):
         file.write_text(f"{model}\ndata: ShapesInstances\n")
-        assert experiment.complete(["test", "-c", str(file)]) == ["test", "-c", str(file)]
+        assert evaluation.complete(["test", "-c", str(file)]) == ["test", "-c", str(file)]
     by_name = ["test", "--model", "MaskEnsemble", "--model.checkpoints", str(pair), "--data", "ShapesInstances"]
-    assert experiment.complete(by_name) == by_name
+    assert evaluation.complete(by_name) == by_name
     assert str(experiment._run_of(Namespace(ckpt_path=None, config=[file]))) == f"runs/{tmp_path.name}/both"
     file.write_text("model: FCN8s\ndata: Shapes\n")
     for argv in (["test", "-c", str(file)], ["test", "--model", "FCN8s"]):
-        with pytest.raises(experiment.UsageError, match="needs a trained model"):
-            experiment.complete(argv)
+        with pytest.raises(evaluation.UsageError, match="needs a trained model"):
+            evaluation.complete(argv)
 
 
 def test_predict_merges_several_checkpoints(pair, tmp_path, capsys):

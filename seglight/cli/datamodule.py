@@ -103,7 +103,7 @@ def _coco_files(folder: Path) -> dict[str, str] | None:
 
 def _part(file: Path) -> dict[str, Any]:
     """The data part of an experiment; parts that it names are relative to it."""
-    from seglight.cli.experiment import load_yaml
+    from seglight.cli.experiment_file import load_yaml
 
     if not file.is_file():
         raise FileNotFoundError(f"There is no {file}.")

@@ -7,14 +7,13 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionYesNo, get_loader, set_loader
+from jsonargparse import ActionYesNo, set_loader
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
@@ -24,73 +23,16 @@ from seglight import data, models
 from seglight.callbacks.best import Checkpoints
 from seglight.callbacks.parts import trainer_parts
 from seglight.callbacks.progress import Progress
-from seglight.checkpoints import STARTS, of_run, read
+from seglight.checkpoints import of_run, read
 from seglight.cli.errors import LINKED, explain, linked, subclasses
+from seglight.cli.evaluation import complete, option
+from seglight.cli.experiment_file import UsageError, load_yaml
 from seglight.data.base import DataModule
 from seglight.models.base import BaseModel
 
 for package in (models, data):  # jsonargparse knows a short name such as FCN8s once its class is imported
     for public in package.__all__:
         getattr(package, public)
-
-PARTS = ("model", "data", "trainer")
-
-
-class UsageError(ValueError):
-    """Something about the command or the experiment is wrong; the text says what to do."""
-
-
-def load_yaml(text: str) -> Any:
-    """Read an experiment so that its short forms mean what they say.
-
-    jsonargparse takes `model: FCN8s` followed by `model.lr: 0.1`, or `data: part.yaml` followed by
-    `data.batch_size: 4`, for a part of which nothing but the override is known, silently. Here the class name or the
-    file takes its long form first, `model.lr` means `model.init_args.lr`, and an override above what it overrides is
-    an error.
-
-    Raises:
-        UsageError: an override stands above its part, or the part does not exist.
-    """
-    tree = get_loader("yaml")(text)
-    if not isinstance(tree, dict):
-        return tree
-    seen: dict[str, Any] = {}
-    for key, value in tree.items():
-        head, *path = str(key).split(".")
-        if not path:
-            seen[key] = _long_form(value) if key in PARTS else value
-        elif head not in tree:  # the part comes from another file, or is a default
-            seen[key] = value
-        elif head not in seen:
-            raise UsageError(f"'{key}' stands above '{head}:', which would replace it. Move it below '{head}:'.")
-        else:
-            if head in ("model", "data") and path[0] not in ("class_path", "init_args", "dict_kwargs"):
-                path.insert(0, "init_args")
-            _override(seen[head], path, value)
-    return seen
-
-
-def _long_form(value: Any) -> Any:
-    """`FCN8s` and `part.yaml` as mappings; jsonargparse stands in the experiment's folder while it reads it."""
-    if not isinstance(value, str):
-        return value
-    if not value.endswith((".yaml", ".yml")):
-        return {"class_path": value}
-    if not Path(value).is_file():
-        raise UsageError(f"The experiment names the part {value}, but there is no {Path(value).resolve()}.")
-    return _long_form(get_loader("yaml")(Path(value).read_text()))
-
-
-def _override(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set one field deep in a part; `name+` appends to a list."""
-    *parents, last = path
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    if last.endswith("+"):
-        tree[last[:-1]] = [*(tree.get(last[:-1]) or []), value]
-    else:
-        tree[last] = value
-
 
 set_loader("seglight", load_yaml, exceptions=(yaml.YAMLError,))
 
@@ -333,65 +275,6 @@ def _free(path: Path) -> Path:
     return path.with_name(f"{path.name}-{number}")
 
 
-def option(argv: list[str], *names: str) -> str | None:
-    """The value of `--name value` or `--name=value`, before there is a parser."""
-    for i, word in enumerate(argv):
-        for name in names:
-            if word == name and i + 1 < len(argv):
-                return argv[i + 1]
-            if word.startswith(f"{name}="):
-                return word.split("=", 1)[1]
-    return None
-
-
-def _is_ensemble(argv: list[str]) -> bool:
-    """Whether the model is made of other runs' checkpoints, so that it is complete without one of its own."""
-    name, config = option(argv, "--model"), option(argv, "-c", "--config")
-    if name is None and config is not None and Path(config).is_file():
-        tree = yaml.safe_load(Path(config).read_text())
-        name = tree.get("model") if isinstance(tree, dict) else None
-        name = name.get("class_path") if isinstance(name, dict) else name
-    return str(name).rpartition(".")[2] == "MaskEnsemble"
-
-
-def complete(argv: list[str]) -> list[str]:
-    """For evaluation, find the checkpoint of an experiment, or the experiment of a checkpoint.
-
-    Raises:
-        UsageError: neither leads to the other.
-    """
-    if argv[0] == "fit" or "--help" in argv or "-h" in argv or "--print_config" in argv:
-        return argv
-    config, checkpoint = option(argv, "-c", "--config"), option(argv, "--ckpt_path")
-    if checkpoint is None:
-        if _is_ensemble(argv):
-            return argv
-        if config is None:
-            raise UsageError(f"{argv[0]} needs a trained model: give --ckpt_path RUN/checkpoints/best.ckpt.")
-        run = Path(option(argv, "--out") or f"runs/{Path(config).resolve().parent.name}/{Path(config).stem}")
-        best = run / "checkpoints" / "best.ckpt"
-        if not best.is_file():
-            raise UsageError(f"{argv[0]} needs a trained model, and {best} does not exist. Give --ckpt_path FILE.")
-        return [*argv, "--ckpt_path", str(best)]
-    content = read(checkpoint)
-    if config is not None:
-        return argv
-    stored = of_run(content).get("config")
-    if stored is None and option(argv, "--data") is None:
-        raise UsageError(f"{checkpoint} was not made by `seglight fit` and stores no dataset. Give --data NAME.")
-    tree = yaml.safe_load(stored) if stored else {}
-    model = content.get("seglight") or {}
-    tree = {key: tree[key] for key in ("seed_everything", "data", "model") if key in tree}
-    tree.setdefault("model", {"class_path": model.get("class_path"), "init_args": model.get("init_args", {})})
-    arguments = tree["model"].get("init_args") or {}
-    for name in LINKED:
-        arguments.pop(name, None)
-    arguments.update({name: none for name, none in STARTS.items() if name in arguments})
-    with tempfile.NamedTemporaryFile("w", prefix="seglight-", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(tree, file)
-    return [argv[0], "--config", file.name, *argv[1:]]
-
-
 def _silence_known() -> None:
     """Warnings that a user can do nothing about."""
     ignore = partial(warnings.filterwarnings, "ignore")
@@ -431,10 +314,8 @@ def main(argv: list[str]) -> int:
         from seglight.predict import main as predict
 
         return predict(argv[1:])
-    temporary: list[str] = []
     try:
         completed = complete(argv)
-        temporary = [completed[2]] if completed[1:2] == ["--config"] and argv[1:2] != ["--config"] else []
         with warnings.catch_warnings():
             _silence_known()
             _show_messages()
@@ -456,7 +337,4 @@ def main(argv: list[str]) -> int:
         message = str(error)  # one of ours, which jsonargparse may have wrapped
         print(f"seglight: {explain(message) if 'Union subtypes' in message else message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    finally:
-        for file in temporary:
-            Path(file).unlink(missing_ok=True)
     return 0
