@@ -18,7 +18,7 @@ from seglight import visualize
 from seglight.types import RLE
 
 if TYPE_CHECKING:
-    from seglight.detection_metrics import InstanceScores
+    from seglight.instance_scores import InstanceScores
 
 RIGHT, INVENTED, MISSED, IN_CROWD = (0, 158, 115), (214, 30, 40), (0, 114, 178), (225, 225, 225)
 """Green, red, blue and grey of the error panel."""
