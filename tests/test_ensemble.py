@@ -322,7 +322,7 @@ def saved(model, path):
 
 @pytest.fixture
 def pair(tmp_path):
-    names = {"classes": ["cat", "dog"], "test_short_side": 40}
+    names = {"classes": ["cat", "dog"], "palette": [(1, 2, 3), (4, 5, 6)], "test_short_side": 40}
     return [saved(Pair(shift=shift, **names), tmp_path / f"{shift}.ckpt") for shift in (0.0, 0.02)]
 
 
@@ -333,6 +333,7 @@ def picture(height=50, width=70):
 def test_members_vote(pair):
     model = MaskEnsemble(pair, test_score="mean")
     assert (model.classes, model.num_classes, model.limits, model.agnostic) == (["cat", "dog"], 2, (1, 10, 100), False)
+    assert model.palette == [(1, 2, 3), (4, 5, 6)]
     images = [picture(), picture(40, 40)]
     with torch.inference_mode():
         found = model.detect(images)
@@ -343,6 +344,17 @@ def test_members_vote(pair):
     moved = torch.tensor([[0.02 * 0.8 / 1.7], [0.01]]) * torch.tensor([70.0, 50, 70, 50])
     torch.testing.assert_close(found[0]["boxes"], torch.tensor([[7.0, 5, 35, 30], [35, 20, 63, 45]]) + moved)
     assert model.predict(picture().permute(1, 2, 0).numpy()).boxes.shape == (2, 4)
+
+
+def test_what_suppresses_and_what_votes(pair):
+    """The members' boxes of an object overlap by 0.9: one suppresses the other, but at 0.99 it does not vote."""
+    model = MaskEnsemble(pair, test_nms=0.5, test_vote=0.99)
+    with torch.inference_mode():
+        (found,) = model.detect([picture()])
+        views = [seglight.load(path).detect([picture()])[0] for path in pair]
+    assert len(found["scores"]) == 2
+    same(found, merge(views, nms=0.5, vote=0.99))
+    torch.testing.assert_close(found["boxes"][0], views[0]["boxes"][0])
 
 
 def test_one_member_alone_gives_its_own_answer(pair):
@@ -451,9 +463,10 @@ def test_members_without_classes_need_not_agree_on_them(tmp_path):
     for name, classes in (("a", ["cat", "dog"]), ("b", ["cow"])):
         model = FPNMaskProposal(len(classes), "resnet18", classes=classes, mask_size=7, test_short_side=32)
         paths.append(saved(model, tmp_path / f"{name}.ckpt"))
-    model = MaskEnsemble(paths)
-    assert model.agnostic
+    model = MaskEnsemble(paths, classes=["a", "b", "c"], num_classes=3)  # of the data
+    assert model.agnostic and model.num_classes == 3
     assert model.limits == (1, 100, 1000)
+    assert (model.monitor, model.show) == (FPNMaskProposal.monitor, FPNMaskProposal.show)
     with torch.inference_mode():
         (found,) = model.detect([picture(32, 32)])
     assert 1 <= len(found["scores"]) <= 172  # of 2 * 86 windows of each

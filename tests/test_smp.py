@@ -49,6 +49,25 @@ def test_timm_encoders_take_timm_options():
         assert network(torch.zeros(1, 3, 50, 70))["out"].shape == (1, 2, 50, 70)
 
 
+def test_timm_encoders_name_their_weights_by_a_tag(monkeypatch, recwarn):
+    """smp wants to know only whether there are any, and warns where it gets a name."""
+    import timm
+
+    create, asked = timm.create_model, set()
+
+    def record(name, pretrained=False, **options):
+        asked.add((name, pretrained))
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    with torch.device("meta"):
+        SMPNetwork(2, "Unet", "tu-resnet18.a1_in1k")
+        assert asked == {("resnet18.a1_in1k", False)}
+        SMPNetwork(2, "Unet", "tu-resnet18.a1_in1k", "imagenet")
+    assert ("resnet18.a1_in1k", True) in asked
+    assert not [warning for warning in recwarn if "encoder_weights" in str(warning.message)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -60,6 +79,7 @@ def test_timm_encoders_take_timm_options():
         ({"options": {"decoder_chanels": [1]}}, r"no options 'decoder_chanels'; the nearest are decoder_channels,"),
         ({"options": {"classes": 3}}, r"no options 'classes'"),
         ({"options": {"aux_params": {"classes": 2}}}, r"no options 'aux_params'"),
+        ({"encoder": "tu-resnet18", "options": {"aux_params": {"classes": 2}}}, r"no options 'aux_params'"),
     ],
 )
 def test_wrong_names_are_refused_with_the_nearest(arguments, message):
@@ -68,26 +88,29 @@ def test_wrong_names_are_refused_with_the_nearest(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "space", "family", "accepted"),
+    ("mean", "std", "space", "top", "family", "accepted"),
     [
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB", "torch", True),
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB", "half", False),
-        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB", "torch", False),
-        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB", "half", True),
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "BGR", "torch", False),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB", 1, "torch", True),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB", 1, "half", False),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB", 1, "torch", False),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB", 1, "half", True),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "BGR", 1, "torch", False),
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB", 255, "torch", True),
     ],
 )
-def test_pretrained_weights_must_match_the_preprocessing(monkeypatch, mean, std, space, family, accepted):
+def test_pretrained_weights_must_match_the_preprocessing(monkeypatch, mean, std, space, top, family, accepted):
     import segmentation_models_pytorch as smp
 
-    wanted = {"input_space": space, "input_range": [0, 1], "mean": list(mean), "std": list(std)}
-    monkeypatch.setattr("seglight.models.smp.SMPNetwork", lambda *arguments: nn.Identity())
+    wanted = {"input_space": space, "input_range": [0, top], "mean": list(mean), "std": list(std)}
+    asked = []
+    monkeypatch.setattr("seglight.models.smp.SMPNetwork", lambda *arguments: asked.append(arguments) or nn.Identity())
     monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda encoder, weights: wanted)
     if accepted:
         SMP(num_classes=3, encoder="resnet18", encoder_weights="imagenet", preprocessing=family)
     else:
         with pytest.raises(ValueError, match="imagenet weights of resnet18 expect"):
             SMP(num_classes=3, encoder="resnet18", encoder_weights="imagenet", preprocessing=family)
+    assert asked == [(3, "Unet", "resnet18", "imagenet", None)]
 
 
 def test_a_training_step_moves_every_weight():

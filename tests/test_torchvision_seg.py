@@ -195,6 +195,11 @@ def test_checkpoint_rebuilds_the_model(tmp_path):
     again = small(init_from=str(tmp_path / "best.ckpt"))
     for ours, theirs in zip(again.network.parameters(), trained.network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    names = ["classifier.low_classifier", "classifier.high_classifier"]
+    kept = TorchvisionSegmentation(
+        num_classes=4, arch="lraspp_mobilenet_v3_large", init_from=str(tmp_path / "best.ckpt"), init_without=names
+    )
+    assert kept.network.classifier.low_classifier.weight.shape[0] == 4
     assert isinstance(again.network, nn.Module)
 
 
