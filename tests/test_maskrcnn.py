@@ -14,6 +14,7 @@ from torch import nn
 import seglight
 from seglight import masks
 from seglight.models.maskrcnn import C4Network, FasterRCNN, MaskRCNN, MaskRCNNC4, MaskRCNNNetwork
+from seglight.models.panet import PANet
 from seglight.models.rcnn_parts import mask_targets
 from seglight.models.rcnn_weights import RAW_IDS, from_torchvision
 
@@ -698,6 +699,24 @@ def test_test_time_options_reach_the_network():
 def test_what_it_refuses(model, options, message):
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         model(**{"num_classes": 3, "backbone": "resnet18", **options})
+
+
+@pytest.mark.parametrize("model", [MaskRCNN, FasterRCNN, MaskRCNNC4, PANet])
+def test_pretrained_trunks_want_their_normalisation(model, monkeypatch):
+    import timm
+
+    create, asked = timm.create_model, []
+
+    def record(name, pretrained=False, **options):
+        asked.append(pretrained)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    with torch.device("meta"):
+        model(3, backbone="resnet18", pretrained=True)
+        assert any(asked)
+        with pytest.raises(ValueError, match=r'preprocessing is "half".*resnet18 expect "torch"'):
+            model(3, backbone="resnet18", pretrained=True, preprocessing="half")
 
 
 def test_training_without_targets_is_refused():

@@ -18,8 +18,10 @@ from seglight.models.panet import (
     PANet,
     PANetNetwork,
     UpwardPath,
+    conv_block,
     from_maskrcnn,
 )
+from seglight.models.rcnn_weights import PREDICTORS
 
 FEW = {"rois_per_image": 8, "train_proposals": 20, "test_proposals": 10, "test_detections": 6}
 
@@ -191,7 +193,8 @@ def test_warm_start_from_our_mask_rcnn(plain, tmp_path):
     checkpoint = {"state_dict": plain.state_dict()}
     plain.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "plain.ckpt")
-    started = PANet(3, backbone="resnet18", init_from=str(tmp_path / "plain.ckpt"), **FEW).network
+    model = PANet(3, backbone="resnet18", init_from=str(tmp_path / "plain.ckpt"), **FEW)
+    started = model.network
     heads, source = started.roi_heads, plain.network.roi_heads
     for layer in heads.box_head.first.layers:
         assert torch.equal(layer[1].weight, source.box_head.fc6.weight)
@@ -212,6 +215,9 @@ def test_warm_start_from_our_mask_rcnn(plain, tmp_path):
         )
     heads.mask_predictor(heads.mask_head([y] * 4)).sum().backward()
     assert heads.mask_predictor.fc.weight.grad.any()  # it will learn
+    nn.init.constant_(started.rpn.head.cls_logits.bias, 7.0)
+    model.start_from(checkpoint, "plain.ckpt", ("rpn.head.cls_logits",))
+    assert (started.rpn.head.cls_logits.bias == 7).all()  # `init_without`
 
 
 @pytest.mark.fidelity
@@ -230,6 +236,14 @@ def test_warm_start_from_torchvision(model):
     assert torch.equal(heads.mask_head.rest[1][0].weight, weights["roi_heads.mask_head.2.0.weight"])
     assert torch.equal(model.network.pyramid.lateral[0].weight, weights["backbone.fpn.inner_blocks.0.0.weight"])
     assert torch.equal(model.network.path.down[0][0].weight, before)
+    assert (heads.mask_predictor.fc.bias == 1e-3).all()
+    others = {key: torch.cat([value, value]) if key.startswith(tuple(PREDICTORS)) else value
+              for key, value in weights.items()}  # fmt: skip
+    heads.mask_predictor.fc_relu = False
+    nn.init.constant_(heads.box_predictor.cls_score.bias, 7.0)
+    model.start_from(others, "others.pth", tuple(PREDICTORS))
+    assert (heads.box_predictor.cls_score.bias == 7).all() and not heads.mask_predictor.fc.bias.any()
+    heads.mask_predictor.fc_relu = True
     message = r"theirs\.pth has roi_heads.box_head.first.layers.0.1, .* no place; set model"
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         PANet(3, backbone="resnet18", box_head="4conv1fc").start_from(dict(weights), "theirs.pth")
@@ -242,7 +256,12 @@ def test_convolutions_are_handed_on_too():
     norms = {"box_head": "4conv1fc", "head_norm": "batch", "rpn_convs": 2, "batch_norm": "train"}
     with torch.device("meta"):
         source, target = MaskRCNN(3, **norms).network, PANet(3, **norms).network
-    weights, own = from_maskrcnn(source.state_dict()), target.state_dict()
+    theirs = source.state_dict()
+    weights, own = from_maskrcnn(theirs), target.state_dict()
+    for i in (0, 1, 2):
+        for layer in ("0.weight", "1.bias"):
+            taken = weights[f"roi_heads.box_head.rest.{i}.{layer}"]
+            assert taken is theirs[f"roi_heads.box_head.{i + 1}.{layer}"]
     assert all(own[key].shape == value.shape for key, value in weights.items())
     left = {key.split(".")[2] if "mask" in key else key.split(".")[0] for key in own.keys() - weights.keys()}
     assert left == {"path", "conv4_fc", "conv5_fc"}
@@ -301,6 +320,33 @@ def test_bfloat16(model):
         assert rough[key].dtype == torch.float32
         assert abs(float(rough[key] - value)) < 0.15 * float(value) + 0.05, key
     assert all(one[key].dtype == torch.float32 for one in found for key in ("boxes", "scores", "masks"))
+
+
+def test_options_reach_their_places():
+    with torch.device("meta"):
+        model = PANet(3, backbone="resnet18", batch_norm="train", rpn_convs=2, fusion="sum", fc_relu=False,
+                      anchors=[8, 16, 32, 64, 128], rois_per_image=33, train_proposals=99, aligned=True,
+                      test_proposals=50, test_score=0.3, test_nms=0.4, test_detections=7)  # fmt: skip
+    network, heads = model.network.eval(), model.network.roi_heads
+    assert heads.box_roi_pool.aligned and heads.mask_roi_pool.aligned
+    assert (heads.box_head.first.fusion, heads.mask_head.first.fusion) == ("sum", "sum")
+    assert not heads.mask_predictor.fc_relu
+    assert len(network.rpn.head.conv) == 2
+    assert network.rpn.anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.3, 0.4, 7)
+    assert heads.fg_bg_sampler.batch_size_per_image == 33
+    assert network.rpn.post_nms_top_n() == 50 and network.train().rpn.post_nms_top_n() == 99
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.backbone.modules())
+
+
+def test_the_fully_connected_mask_layer_and_convolutions_start_as_said():
+    torch.manual_seed(0)
+    conv, _ = conv_block(256, 64, "none")
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02) and not conv.bias.any()
+    predictor = FusedMaskPredictor(20)
+    assert not predictor.fc.bias.any()
+    for layer, fan in ((predictor.conv5_mask, 256 * 4), (predictor.mask_fcn_logits, 20)):  # as torchvision's
+        assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05) and not layer.bias.any()
 
 
 @pytest.mark.parametrize("backbone", ["seresnext101_32x4d", "senet154", "resnet269s", "resnext101_64x4d"])
