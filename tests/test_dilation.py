@@ -10,6 +10,7 @@ from layer_table import layer_table, stored
 from torch import nn
 
 import seglight
+from seglight.models import fcn
 from seglight.models.blocks import CoordinateMap
 from seglight.models.dilation import Dilation, DilationNetwork, context_module
 from seglight.models.fcn import vgg16_to_fcn
@@ -47,7 +48,8 @@ def test_parameter_counts(context, widths):
 @pytest.mark.fidelity
 def test_layer_table():
     with torch.device("meta"):
-        assert layer_table(DilationNetwork(21)) == stored("dilation")
+        network = Dilation(num_classes=21).network
+    assert layer_table(network) == stored("dilation") and network.buffer == 33
 
 
 @pytest.mark.fidelity
@@ -112,6 +114,7 @@ def test_initial_weights_are_those_of_the_formula():
     assert own.sum() == 16 * 2
     assert (conv.weight[own] == 4 / 16).all()
     rest = conv.weight[~own]
+    assert rest.all()  # between classes the middle has noise too
     assert rest.std().item() == pytest.approx(0.01 * 4 / 16, rel=0.1) and abs(rest.mean().item()) < 3e-4
 
 
@@ -157,6 +160,9 @@ def thin_vgg16():
     vgg.features = make_layers([4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 32, 32, 32, "M", 32, 32, 32, "M"])
     linear = nn.Linear(32 * 49, 256), nn.Linear(256, 256), nn.Linear(256, 10)
     vgg.classifier = nn.Sequential(linear[0], nn.ReLU(), nn.Dropout(), linear[1], nn.ReLU(), nn.Dropout(), linear[2])
+    for parameter in vgg.parameters():  # as torch draws them, nothing of the image would be left after 15 layers
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     return vgg.eval()
 
 
@@ -202,7 +208,7 @@ def test_network_equals_torchvisions_vgg_with_holes(context, padding):
         assert x.shape == (1, CLASSES, 5, 7)
         x = F.interpolate(x, (40, 56), mode="bilinear")[..., :51]
         out = network(image)["out"]
-    assert x.abs().max() > 0
+    assert (x.std((2, 3)) > 0.01 * x.abs().max()).all()  # it is the image that is compared
     torch.testing.assert_close(out, x, rtol=1e-4, atol=1e-4 * x.abs().max().item())
 
 
@@ -288,6 +294,8 @@ def test_stages_hand_on_their_weights(tmp_path):
     joint = Dilation(num_classes=CLASSES, width=4, init_from=save(model, tmp_path / "context.ckpt"))
     for name, weight in model.network.state_dict().items():
         assert torch.equal(joint.network.state_dict()[name], weight), name
+    joint = seglight.load(tmp_path / "context.ckpt", freeze_front=False, context_noise=0.5)
+    assert joint.network.conv1_1.weight.requires_grad
     with pytest.raises(ValueError, match="context='large', but this model has context='none'"):
         checkpoint = torch.load(tmp_path / "context.ckpt", weights_only=True)
         Dilation(num_classes=CLASSES, width=4, context="none").on_load_checkpoint(checkpoint)
@@ -312,6 +320,9 @@ def test_released_weights_load_strictly(kind, tmp_path):
     model = Dilation(**options, preprocessing="caffe")
     for name, weight in model.network.state_dict().items():
         assert torch.equal(weight, weights[name]), name
+    nn.init.constant_(model.network.final.bias, 7.0)
+    model.start_from(released, path, ("final",))
+    assert (model.network.final.bias == 7).all()  # `init_without`
     with pytest.raises(ValueError, match=r"BGR.*Set model\.preprocessing to caffe"):
         Dilation(**options)
     with pytest.raises(ValueError, match=r"has ctx_.* in excess"):
@@ -325,3 +336,15 @@ def test_vgg16_fills_the_front_end(tmp_path):
     assert torch.equal(model.network.conv5_3.weight, vgg.features[28].weight)
     assert torch.equal(model.network.fc6.weight.flatten(1), vgg.classifier[0].weight)
     assert model.network.final.weight.std().item() == pytest.approx(0.001, rel=0.2)
+    assert not model.network.final.bias.any()
+
+
+def test_pretrained_takes_the_torchvision_file(monkeypatch):
+    from torchvision.models import VGG16_Weights
+
+    taken = []
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", lambda self, **_: thin_vgg16().state_dict())
+    monkeypatch.setattr(fcn, "hand_on", lambda network, weights, source, name: taken.append(name))
+    with torch.device("meta"):
+        Dilation(num_classes=21, pretrained=True)
+    assert taken == ["Dilation"]

@@ -104,6 +104,8 @@ def test_crop_offset_refuses_maps_that_no_crop_aligns():
         crop_offset([nn.MaxPool2d(2, 2)])
     with pytest.raises(ValueError, match="1/2 pixels apart"):
         crop_offset([nn.Conv2d(1, 1, 2)])
+    with pytest.raises(ValueError, match=r"spans 2 pixels .* 0 pixels apart"):
+        crop_offset([nn.Conv2d(1, 1, 1, 2)])
 
 
 def test_coordinate_map_is_where_an_impulse_comes_from():

@@ -182,6 +182,41 @@ def test_early_fusion_equals_late_fusion(trunk, context, skips):
 
 
 @pytest.mark.fidelity
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_layers_meet_on_the_grid_of_the_finest_one(fusion, monkeypatch):
+    sizes = []
+
+    def watch(x, source, target, size):
+        sizes.append(size)
+        return resample(x, source, target, size)
+
+    monkeypatch.setattr("seglight.models.parsenet.resample", watch)
+    network = tiny("vgg16_fcn32s", skip_layers=SKIPS, fusion=fusion)
+    with torch.inference_mode():
+        finest = tuple(network.backbone(torch.zeros(1, 3, 70, 45), ["conv4_3"])["conv4_3"].shape[-2:])
+        network(torch.zeros(1, 3, 70, 45))
+    assert sizes == [finest] * 3 + [(70, 45)]
+
+
+@pytest.mark.fidelity
+def test_the_head_starts_with_one_scale_and_without_bias():
+    model = ParseNet(num_classes=3, width=1, skip_layers=["conv4_3"], norm_scale=20.0)
+    norms = [layer for layer in model.network.modules() if isinstance(layer, L2NormScale)]
+    assert len(norms) == 3 and all((layer.scale == 20).all() for layer in norms)
+    assert not model.network.score.bias.any()
+    assert model.network.fusion == "late" and ParseNet(num_classes=3, width=1, fusion="early").network.fusion == "early"
+
+
+def test_the_order_in_which_layers_are_named_changes_nothing():
+    orders = (("fc7", "conv5_3"), ("conv5_3", "fc7")), (("conv4_3", "pool2"), ("pool2", "conv4_3"))
+    one, other = (tiny(context_layers=context, skip_layers=skips) for context, skips in zip(*orders, strict=True))
+    other.load_state_dict(one.state_dict())
+    image = torch.randn(1, 3, 41, 41)
+    with torch.inference_mode():
+        assert torch.equal(one(image)["out"], other(image)["out"])
+
+
+@pytest.mark.fidelity
 def test_fusion_written_out():
     """The reduced network on a size whose corners meet, every step spelled out on its features."""
     network = tiny(skip_layers=SKIPS)
@@ -345,13 +380,15 @@ def test_weights_of_torchvision_fill_both_trunks(tmp_path):
     file = thin_vgg()
     torch.save(file, tmp_path / "vgg16.pth")
     for preprocessing in ("torch", "caffe"):
-        reduced = trunk_of(
-            ParseNet(num_classes=3, width=8, init_from=str(tmp_path / "vgg16.pth"), preprocessing=preprocessing)
-        )
+        model = ParseNet(num_classes=3, width=8, init_from=str(tmp_path / "vgg16.pth"), preprocessing=preprocessing)
+        reduced = trunk_of(model)
         assert torch.equal(reduced["conv3_2.weight"], file["features.12.weight"])
         taps = file["classifier.0.weight"].view(512, 64, 7, 7)
         assert torch.equal(reduced["fc6.weight"][5, 7], taps[20, 7][[0, 3, 6]][:, [0, 3, 6]])
         assert torch.equal(reduced["fc7.bias"], file["classifier.3.bias"][::4])
+    nn.init.constant_(model.network.backbone.fc7.bias, 7.0)
+    model.start_from(file, "vgg16.pth", ("backbone.fc7",))
+    assert (model.network.backbone.fc7.bias == 7).all()  # `init_without`
     full = trunk_of(ParseNet(num_classes=3, width=8, trunk="vgg16_fcn32s", init_from=str(tmp_path / "vgg16.pth")))
     assert torch.equal(full["fc6.weight"], taps)
 
