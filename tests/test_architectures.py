@@ -160,10 +160,15 @@ def saved(model, path):
 @pytest.mark.parametrize("name", TINY)
 def test_starting_from_a_checkpoint_of_its_own_takes_all_weights(name, tmp_path, caplog):
     first = build(name)
-    second = getattr(models, name)(num_classes=3, init_from=saved(first, tmp_path / "first.ckpt"), **TINY[name])
+    path = saved(first, tmp_path / "first.ckpt")
+    second = getattr(models, name)(num_classes=3, init_from=path, **TINY[name])
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     theirs = first.network.state_dict()
     assert all(torch.equal(weight, theirs[key]) for key, weight in second.network.state_dict().items())
+    *_, (key, parameter) = second.network.named_parameters()
+    nn.init.constant_(parameter, 7.0)
+    second.start_from(torch.load(path, weights_only=True), path, (key.rpartition(".")[0],))
+    assert (parameter == 7).all()  # `init_without`
 
 
 def test_starting_from_another_dilation_is_said(tmp_path, caplog):

@@ -10,7 +10,7 @@ from layer_table import layer_table, stored
 from torch import nn
 
 import seglight
-from seglight.models.encnet import ContextEncoding, EncNet, EncNetNetwork, Encoding, presence
+from seglight.models.encnet import ContextEncoding, EncNet, EncNetNetwork, Encoding, _release_size, presence
 
 PAPER = {"out": 1.0, "se": 0.2, "se_stage3": 0.2}
 
@@ -182,6 +182,8 @@ def test_dilation_is_lagged_and_the_rule_of_a_checkpoint_is_checked():
     assert firsts == [1, 2, 2, 2, 2, 2, 2, 4, 4] and seconds == [2, 2, 2, 2, 2, 2, 4, 4, 4]
     checkpoint = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
+    other = {"out": 1.0, "se": 0.5, "aux": 0.4}
+    tiny(backbone="resnet34", lateral=False, loss_weights=other).on_load_checkpoint(checkpoint)
     for options in ({"dilation": "uniform"}, {"residual": False}, {"codewords": 8}):
         (name,) = options
         with pytest.raises(ValueError, match=f"trained with {name}="):
@@ -217,6 +219,7 @@ def test_forward_equals_the_definition(options, keys):
     def code_of(name, x):
         context = network.get_submodule(name)
         features = layers(network, f"{name}.project", x)
+        assert context.encoding.codewords.shape == (5, 12)
         codes = literal_encoding(features, context.encoding.codewords, context.encoding.smoothing)
         norm = context.norm
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -316,6 +319,16 @@ def test_every_parameter_is_trained(options):
                       enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     trainer.fit(model, torch.utils.data.DataLoader([batch_of()], batch_size=None))
     assert not [name for name, p in model.network.named_parameters() if torch.equal(p, before[name])]
+
+
+@pytest.mark.fidelity
+def test_every_loss_reaches_the_trunk():
+    network = lively(EncNetNetwork(3, "resnet18", width=16, se_stage3=True))
+    outputs = network(torch.randn(2, 3, 32, 40))
+    assert list(outputs) == ["out", "se", "se_stage3", "aux"]
+    for name, scores in outputs.items():
+        (grad,) = torch.autograd.grad(scores.square().sum(), network.backbone.body.conv1.weight, retain_graph=True)
+        assert grad.any(), name
 
 
 def test_it_trains_under_autocast_and_on_one_image():
@@ -449,6 +462,15 @@ def test_the_release_tests_like_this(size, base, scales, flip):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
         labels = model.labels([image[0]])[0][0]
     assert (labels == theirs.argmax(0)).float().mean() > 0.99
+
+
+def test_windows_at_several_scales_of_an_image_of_its_own_size():
+    model = tiny(test_window=32, test_scales=[0.5, 1.0]).eval()
+    model.network = _Strided()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 40, 51, dtype=torch.uint8)).shape == (1, 3, 40, 51)
+    assert len(model.network.seen) == 1 + 4
+    assert _release_size((1, 3000), 0.5, 520) == (1, 260)  # a side never vanishes
 
 
 def test_exp_and_softmax_are_two_ways_to_average():

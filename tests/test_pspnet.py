@@ -12,6 +12,7 @@ from torch import nn
 
 import seglight
 from seglight.losses import cross_entropy
+from seglight.models.blocks import global_mean
 from seglight.models.pspnet import PSPNet, PSPNetNetwork, PyramidPooling
 
 
@@ -112,6 +113,16 @@ def test_bins_are_means_of_the_windows_that_the_caffe_release_pools():
             expected.append(F.grid_sample(cells, points, align_corners=True, padding_mode="border"))
         torch.testing.assert_close(pyramid(x), torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
     assert pyramid.out_channels == 16 and [m.shape[1] for m in expected] == [8, 2, 2, 2, 2]
+
+
+def test_the_mean_of_an_image_has_a_gradient_in_its_memory_format():
+    x = torch.randn(2, 3, 4, 5)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.to(memory_format=layout).requires_grad_()
+        mean = global_mean(given)
+        torch.testing.assert_close(mean, x.mean((2, 3), keepdim=True))
+        (grad,) = torch.autograd.grad(mean.sum(), given)
+        assert grad.stride() == given.stride()
 
 
 @pytest.mark.fidelity
