@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from seglight.models.backbones import Backbone
+from seglight.models.backbones import Backbone, split_activations
 
 
 def dilations(backbone, layer):
@@ -49,6 +49,8 @@ def test_dilation_rules():
     grid = meta("resnet50", 16, "uniform", (1, 2, 4))
     assert (dilations(grid, 3), dilations(grid, 4)) == ([1] * 6, [2, 4, 8])
     assert [block.conv2.padding[0] for block in grid.body.layer4] == [2, 4, 8]
+    basic = meta("resnet18", 8, "uniform")  # whose blocks have two 3x3 convolutions
+    assert [(block.conv1.dilation[0], block.conv2.dilation[0]) for block in basic.body.layer4] == [(4, 4)] * 2
 
 
 @pytest.mark.fidelity
@@ -180,6 +182,24 @@ def test_activations_survive_the_conversion_to_synchronised_batch_norm(name):
         for ours, theirs, synchronised in zip(backbone(x), plain(x), converted(x), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-5)
             assert torch.allclose(synchronised, theirs, atol=1e-5)
+
+
+def test_batch_norms_without_their_activation_keep_weights_and_statistics():
+    import timm
+
+    torch.manual_seed(0)
+    body = timm.create_model("mobilenetv2_050", features_only=True).eval()
+    for layer in body.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var):
+                tensor.uniform_(0.5, 1.5)
+    x = torch.randn(1, 3, 65, 49)
+    with torch.no_grad():
+        expected = body(x)
+        split_activations(body)
+        for ours, theirs in zip(body.eval()(x), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert any(type(layer) is nn.BatchNorm2d for layer in body.modules())
 
 
 @pytest.mark.parametrize(
