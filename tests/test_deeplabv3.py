@@ -19,6 +19,7 @@ from seglight.models.deeplabv3 import (
     DeepLabV3CascadeNetwork,
     DeepLabV3Network,
 )
+from seglight.models.deeplabv3plus import DeepLabV3Plus
 
 SMALL = {"backbone": "resnet18", "multi_grid": (1, 2), "channels": 8}
 CASCADE = {"backbone": "resnet18", "multi_grid": (1, 2), "last_block": 5}
@@ -215,6 +216,9 @@ def test_copied_blocks_are_block4_with_weights_of_their_own():
         assert [type(unit) for unit in block] == [type(unit) for unit in layer4]
         assert block[0].conv1.weight.shape == (512, 2048, 1, 1)  # block4 takes 1024 channels, its copies 2048
         assert block[0].downsample[0].weight.shape == (2048, 2048, 1, 1)
+        assert block[0].conv1.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.02)
+        norms = [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)]
+        assert len(norms) == 10 and all((norm.weight == 1).all() for norm in norms)
         for unit, original in zip(block[1:], layer4[1:], strict=True):
             assert not torch.equal(unit.conv2.weight, original.conv2.weight)
             assert unit.conv2.weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.02)
@@ -314,6 +318,16 @@ def test_network_equals_smp_up_to_its_own_last_layers():
         with torch.no_grad():
             expected = ours.classifier(theirs.decoder.aspp(theirs.encoder(x)[-1]))
             assert (ours(x)["out"] - expected).abs().max() < 1e-4
+
+
+@pytest.mark.fidelity
+def test_aspp_drops_its_result_and_never_has_a_rate_below_1():
+    aspp = ASPP(6, rates=(1, 3), channels=4, dropout=1.0)
+    nn.init.ones_(aspp.project[1].bias)
+    x = torch.randn(2, 6, 5, 5)
+    assert not aspp(x).any() and aspp.eval()(x).any()
+    aspp.set_output_stride(32)
+    assert [branch[0].dilation for branch in aspp.atrous] == [(1, 1), (1, 1)]
 
 
 @pytest.mark.fidelity
@@ -476,6 +490,8 @@ def test_aligned_images_are_not_padded():
     assert lightning.logits(torch.zeros(1, 3, 65, 49)).shape == (1, 3, 9, 7)
     assert lightning.logits(torch.zeros(1, 3, 65, 50)).shape == (1, 3, 65, 50)
     assert model(align_corners=False).eval().logits(torch.zeros(1, 3, 65, 50)).shape == (1, 3, 9, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert lightning.logits(torch.zeros(1, 3, 65, 50)).dtype == torch.float32
 
 
 def test_test_time_options_meet_the_padding():
@@ -527,6 +543,28 @@ def test_autocast_deepcopy_channels_last_and_export(build):
         assert half.dtype == torch.bfloat16 and alike(half, expected) > 0.95
         exported = torch.export.export(network, (image,)).module()
         assert near(exported(image)["out"], expected)
+
+
+@pytest.mark.parametrize("cls", [*BOTH, DeepLabV3Plus])
+def test_pretrained_and_dropout_reach_the_network(cls, monkeypatch):
+    import timm
+
+    create, asked = timm.create_model, []
+
+    def record(name, pretrained=False, **options):
+        asked.append((name, pretrained))
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    options = {"backbone": "resnet18", "pretrained": True, "preprocessing": "torch"}
+    if cls is not DeepLabV3Cascade:
+        options |= {"dropout": 0.3}
+    with torch.device("meta"):
+        network = cls(num_classes=3, **options).network
+        assert ("resnet18", True) in asked
+        assert cls is DeepLabV3Cascade or network.aspp.dropout.p == 0.3
+        with pytest.raises(ValueError, match=r'resnet18 expect preprocessing "torch", but it is "half"'):
+            cls(num_classes=3, **{**options, "preprocessing": "half"})
 
 
 @pytest.mark.parametrize(

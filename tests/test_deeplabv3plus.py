@@ -228,6 +228,13 @@ def test_every_parameter_gets_a_gradient(options):
     assert silent == []
 
 
+def test_pixels_are_normalised_as_the_xceptions_want_them():
+    with torch.device("meta"):
+        assert DeepLabV3Plus(num_classes=3).preprocessing == "half"
+    black = model().normalize(torch.zeros(1, 3, 1, 1))
+    torch.testing.assert_close(black, -torch.ones(1, 3, 1, 1))
+
+
 @pytest.mark.fidelity
 def test_depthwise_weights_have_no_weight_decay():
     lightning = model(**XCEPTION, weight_decay=4e-5, lr=0.1, head_lr=2)
