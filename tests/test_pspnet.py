@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -210,7 +212,9 @@ def test_other_trunks_and_grids(options):
     model = tiny(**options)
     with torch.no_grad():
         outputs = model.network(torch.randn(2, 3, 49, 65))
+        cells = model.network(torch.randn(2, 3, 48, 64))["out"].shape[-2:]
     assert set(outputs) == {"out", "aux"} and outputs["out"].shape[:2] == (2, 3)
+    assert (cells == (48, 64)) is model.align_corners  # where corners need not meet, nothing is padded
     if options.get("stride_in_1x1"):
         assert model.network.backbone.body.layer2[0].conv1.stride == (2, 2)
 
@@ -296,8 +300,10 @@ def test_checkpoint_rebuilds_the_model(tmp_path):
 def test_it_trains_under_autocast(precision):
     model = tiny()
     with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
-        loss = model.loss(model.network(model.normalize(batch_of(32, 40)["image"])), batch_of(32, 40))["loss"]
+        outputs = model.network(model.normalize(batch_of(32, 40)["image"]))
+        loss = model.loss(outputs, batch_of(32, 40))["loss"]
     loss.backward()
+    assert outputs["out"].dtype == torch.float32
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.network.parameters())
 
 
@@ -414,6 +420,21 @@ def test_the_release_tests_like_this(size, base, scales, flip):
     best = np.sort(theirs, 0)
     clear = best[-1] - best[-2] > 1e-4
     assert (labels.numpy() == theirs.argmax(0))[clear].all() and clear.mean() > 0.9
+
+
+def test_windows_and_scales_average_what_they_are_told():
+    image = torch.randint(0, 256, (1, 3, 40, 51), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def seen(scales, aggregate):
+        model = tiny(test_window=33, test_scales=scales, test_aggregate=aggregate).eval()
+        model.network = _Strided()
+        with torch.no_grad():
+            return model(image)
+
+    scores = [seen([1.0], aggregate).softmax(1) for aggregate in ("softmax", "logits", "exp")]
+    assert min((a - b).abs().max() for a, b in itertools.combinations(scores, 2)) > 1e-3
+    mean = (seen([0.5], "logits") + seen([1.0], "logits")) / 2
+    torch.testing.assert_close(seen([0.5, 1.0], "logits"), mean)
 
 
 def test_without_windows_the_whole_image_is_seen_at_every_scale():
