@@ -13,10 +13,10 @@ from torch import nn
 
 import seglight
 from seglight import masks
-from seglight.models.maskrcnn import C4Network, FasterRCNN, MaskRCNN, MaskRCNNC4, MaskRCNNNetwork
+from seglight.models.maskrcnn import C4Network, FasterRCNN, MaskRCNN, MaskRCNNC4, MaskRCNNNetwork, _detections
 from seglight.models.panet import PANet
 from seglight.models.rcnn_parts import mask_targets
-from seglight.models.rcnn_weights import RAW_IDS, from_torchvision
+from seglight.models.rcnn_weights import PREDICTORS, RAW_IDS, from_torchvision
 
 RAW = len(RAW_IDS) + 10
 # few boxes and small images: most of the time goes into a box head of 12544 x 1024
@@ -347,7 +347,8 @@ def test_the_first_published_files(theirs, tmp_path, batch_norm):
             layer.eps = 0.0
             layer.running_var[::3] = 2e-5
             layer.weight[::3] *= 4e-3
-    torch.save(old_names(theirs.state_dict()), tmp_path / "coco.pth")
+    counts = {"backbone.body.bn1.num_batches_tracked": torch.tensor(9)}  # which frozen layers do without
+    torch.save({**old_names(theirs.state_dict()), **counts}, tmp_path / "coco.pth")
     assert "backbone.fpn.inner_blocks.0.weight" in torch.load(tmp_path / "coco.pth")
     model = MaskRCNN(RAW, backbone="resnet18", batch_norm=batch_norm, init_from=str(tmp_path / "coco.pth"), **OURS)
     model.eval()
@@ -417,6 +418,11 @@ def test_other_classes_leave_the_predictors_out(theirs):
     model.start_from(dict(theirs.state_dict()), "theirs.pth", tuple(names))
     assert torch.equal(model.network.roi_heads.box_predictor.cls_score.weight, before)
     assert torch.equal(model.network.roi_heads.box_head.fc6.weight, theirs.roi_heads.box_head.fc6.weight)
+    few = dict(theirs.state_dict())
+    for name, each in PREDICTORS.items():
+        few |= {f"{name}.{key}": few[f"{name}.{key}"][: 4 * each] for key in ("weight", "bias")}
+    with pytest.raises(ValueError, match=r"few\.pth has 3 classes and this model 80"), torch.device("meta"):
+        MaskRCNN(80, backbone="resnet18").start_from(few, "few.pth")
 
 
 def test_a_mask_file_makes_a_box_detector_but_not_the_reverse(theirs):
@@ -668,14 +674,16 @@ def test_test_time_options_reach_the_network():
     heads = network.roi_heads
     assert (network.rpn.post_nms_top_n(), network.rpn.pre_nms_top_n()) == (50, 1000)
     assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.3, 0.4, 7)
-    assert heads.fg_bg_sampler.batch_size_per_image == 33 and heads.box_roi_pool.aligned
+    assert heads.fg_bg_sampler.batch_size_per_image == 33
+    assert heads.box_roi_pool.aligned and heads.mask_roi_pool.aligned
     assert network.rpn.anchor_generator.cell_anchors[0].tolist() == [[-6, -3, 6, 3], [-4, -4, 4, 4], [-3, -6, 3, 6]]
     network.train()
     assert (network.rpn.post_nms_top_n(), network.rpn.pre_nms_top_n()) == (99, 2000)
     (found,) = model.eval().network(floats(pictures()[:1]), None)[1]
     assert len(found["scores"]) <= 7 and (found["scores"] > 0.3).all()
     with torch.device("meta"):
-        c4 = MaskRCNNC4(3, backbone="resnet18", anchors=[16, 64]).network.eval()
+        c4 = MaskRCNNC4(3, backbone="resnet18", anchors=[16, 64], aligned=True).network.eval()
+    assert c4.roi_heads.box_roi_pool.aligned and c4.roi_heads.mask_roi_pool.aligned
     assert c4.rpn.post_nms_top_n() == 300 and c4.roi_heads.fg_bg_sampler.batch_size_per_image == 64
     assert c4.rpn.head.cls_logits.out_channels == 6
     assert not {"test_score", "test_nms", "test_detections", "test_proposals"} & model.architecture()
@@ -688,6 +696,7 @@ def test_test_time_options_reach_the_network():
         (MaskRCNN, {"backbone": "vit_tiny_patch16_224"}, r"strides \[16, 16, 16\], none at 4, .* choose a backbone"),
         (MaskRCNN, {"backbone": "resnet5"}, "timm has no network 'resnet5'"),
         (MaskRCNN, {"anchors": [8, 16]}, r"anchors is \[8, 16\]; give 5 sizes"),
+        (MaskRCNN, {"anchors": [8] * 6}, r"anchors is \[8, 8, 8, 8, 8, 8\]; give 5 sizes"),
         (MaskRCNN, {"trainable_layers": 6}, "trainable_layers is 6; .* make 0 to 5"),
         (MaskRCNN, {"backbone": "xception41"}, "no sequence to freeze a part of; set trainable_layers to 5"),
         (MaskRCNN, {"box_head": "3fc"}, 'box_head is \'3fc\'; choose "2fc" or "4conv1fc"'),
@@ -699,6 +708,18 @@ def test_test_time_options_reach_the_network():
 def test_what_it_refuses(model, options, message):
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         model(**{"num_classes": 3, "backbone": "resnet18", **options})
+
+
+@pytest.mark.parametrize(
+    ("model", "monitor"),
+    [(MaskRCNN, "val/AP"), (FasterRCNN, "val/box_AP"), (MaskRCNNC4, "val/AP"), (PANet, "val/AP")],
+)
+def test_defaults_score_what_is_learned_and_keep_the_stem_and_the_first_stage(model, monitor):
+    with torch.device("meta"):
+        trunk = model(3, backbone="resnet18").network.backbone.body
+    assert model.monitor == monitor
+    assert not any(p.requires_grad for part in (trunk.conv1, trunk.layer1) for p in part.parameters())
+    assert all(p.requires_grad for part in (trunk.layer2, trunk.layer3) for p in part.parameters())
 
 
 @pytest.mark.parametrize("model", [MaskRCNN, FasterRCNN, MaskRCNNC4, PANet])
@@ -717,6 +738,14 @@ def test_pretrained_trunks_want_their_normalisation(model, monkeypatch):
         assert any(asked)
         with pytest.raises(ValueError, match=r'preprocessing is "half".*resnet18 expect "torch"'):
             model(3, backbone="resnet18", pretrained=True, preprocessing="half")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_detections_keep_their_axes(count):
+    found = {"boxes": torch.zeros(count, 4), "labels": torch.ones(count, dtype=torch.int64),
+             "scores": torch.zeros(count), "masks": torch.zeros(count, 1, 28, 28)}  # fmt: skip
+    ours = _detections(found)
+    assert ours["masks"].shape == (count, 28, 28) and not ours["labels"].any()
 
 
 def test_training_without_targets_is_refused():
