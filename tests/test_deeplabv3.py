@@ -520,6 +520,10 @@ def test_one_image_in_a_training_batch():
     kept = model(batch_norm="eval")
     assert kept.network.training and kept.network(one)["out"].shape[0] == 1
     assert model().eval().network(one)["out"].shape[0] == 1
+    aspp = ASPP(6, channels=4)
+    aspp.pool = nn.SyncBatchNorm.convert_sync_batchnorm(aspp.pool)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):  # torch, on one device
+        aspp(torch.zeros(1, 6, 3, 3))
 
 
 @pytest.mark.parametrize("build", [tiny, tiny_cascade])
