@@ -148,14 +148,18 @@ def test_ranks_share_the_gradients_of_channels_last_weights(tmp_path):
 
 
 LONELY = """
+    import atexit
     import json
+    import os
     import sys
     from datetime import timedelta
     from pytorch_lightning import Trainer
     from pytorch_lightning.strategies import DDPStrategy
     from test_gpu_defaults import QUIET, tiny
     from tiny import Blocks
+    from torch import distributed
 
+    atexit.register(lambda: distributed.is_initialized() or os.mkdir(f"{sys.argv[1]}/ended {trainer.global_rank}"))
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
     model, data = tiny(), Blocks(seed=3, val_size=1, workers=1)
     trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=2, val_check_interval=1, **QUIET)
@@ -175,3 +179,4 @@ def test_a_rank_without_an_image_to_evaluate_keeps_nobody_waiting(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert zero == one and zero[0] == zero[1] and 0 <= zero[0] <= 1
+    assert {path.name for path in tmp_path.glob("ended *")} == {"ended 0", "ended 1"}, "gloo's threads may abort"

@@ -20,6 +20,7 @@ from tiny import Blocks, Tiny
 
 from seglight.callbacks.parts import trainer_parts
 from seglight.callbacks.told_to_stop import requeue
+from seglight.models.base import end_process_group
 
 ROOT = Path(__file__).parents[1]
 LOOKS = {"classes": list(Blocks.classes), "palette": list(Blocks.palette)}
@@ -185,7 +186,8 @@ def test_slurm_puts_the_job_back(tmp_path, slurm, whole, hook, count, kept, caps
     run = tmp_path / "run"
     seen, _, status = fit(run, Kill(hook, count, signal.SIGUSR1), plugins=[OneTask()])
     assert status == 128 + signal.SIGUSR1 and not told.exists()
-    (when_all_is_ended,) = at_exit
+    of_gloo, when_all_is_ended = at_exit
+    assert of_gloo is end_process_group
     when_all_is_ended()
     assert told.read_text() == "requeue 7\n"
     assert "when SLURM starts it again" in " ".join(capsys.readouterr().out.split())

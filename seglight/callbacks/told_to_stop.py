@@ -16,6 +16,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from seglight.callbacks.best import Checkpoints
+from seglight.models.base import end_process_group
 
 log = logging.getLogger("seglight")
 
@@ -118,6 +119,7 @@ class ToldToStop(Callback):
 
     def _leave(self, trainer: Trainer, number: int) -> None:
         """End the process."""
+        atexit.register(end_process_group)
         if not trainer.is_global_zero:
             raise SystemExit(0)  # another status would have Lightning's launcher kill rank 0 before it has ended well
         again = "with the same command and --resume"

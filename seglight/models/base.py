@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from seglight.checkpoints import STARTS, read
 from seglight.models.weights import hand_on
@@ -46,6 +47,16 @@ class RemembersArguments:
         arguments = {name: value for name, value in bound.arguments.items() if name not in ("self", "kwargs")}
         object.__setattr__(self, "init_args", {**arguments, **bound.arguments.get("kwargs", {})})
         return self
+
+
+def end_process_group() -> None:
+    """For the end of a process that goes well: end gloo's threads, as Lightning does with NCCL's.
+
+    A thread that drops its last tensor when Python is already half gone aborts the process (torch's pull request
+    179291). Not when something has failed: then this waits for an answer of ranks that may never give one.
+    """
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 class BaseModel(RemembersArguments, LightningModule):
@@ -236,6 +247,11 @@ class BaseModel(RemembersArguments, LightningModule):
             self.network.to(memory_format=torch.channels_last)
         self._benchmark = torch.backends.cudnn.benchmark
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))  # that of Lightning's seed_everything
+        atexit.unregister(end_process_group)
+
+    def teardown(self, stage: str) -> None:
+        """All went well; see `end_process_group`."""
+        atexit.register(end_process_group)
 
     def on_train_start(self) -> None:
         """Let a resumed run have the learning rate, momentum and weight decay that it was given.
