@@ -514,3 +514,11 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "Did you mean deeplabv2_vgg" in capsys.readouterr().err
     line = refused(capsys, "fit", "--model", "Tiny", "--data", "Blocks", "--model.test_crf", "deconvnett")
     assert "Did you mean deconvnet" in line
+
+
+@pytest.mark.parametrize("reach", range(40, 300, 10))
+def test_keys_do_not_overflow(reach):
+    """A point at each end of every axis: the last key is nearly the number of keys."""
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, float(reach)])] * 5).t().contiguous()
+    keys, _, _ = crf._simplices(corners)
+    assert (keys >= 0).all()

@@ -26,6 +26,7 @@ from seglight.models.deconvnet import (
 )
 from seglight.models.fcn import FCN8s
 from seglight.models.instance import InstanceModel
+from seglight.models.semantic import SemanticModel
 
 STAGES = ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3))
 CONVS = [f"conv{stage}_{i}" for stage, count in STAGES for i in range(1, count + 1)]
@@ -633,3 +634,45 @@ def test_edeconvnet_is_a_product_or_a_mean(tmp_path):
         DeconvNet(num_classes=4, width=2, ensemble_with=path)
     with pytest.raises(ValueError, match="a Finder of 3 classes"):
         DeconvNet(**OPTIONS, ensemble_with=save(Finder(3, [0, 0, 1, 1]), tmp_path / "finder.ckpt"))
+
+
+def test_precise_statistics_leave_the_modes_to_the_model():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return {"out": super().forward(x)}
+
+    model = SemanticModel(Net(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)), num_classes=2, batch_norm="eval").train()
+    precise_batch_norm(model, [{"image": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}])
+    assert model.network.training and not model.network[1].training
+
+
+def test_small_regions_are_skipped_by_default():
+    """Of a side below 112 pixels with their context, as in the release."""
+    model = DeconvNet(num_classes=2, width=2)
+    model.boxes = lambda image: [[0, 0, 300, 300], [100, 100, 193, 193], [100, 100, 194, 194]]  # 111.6, 112.8 with it
+    assert len(model._regions(torch.zeros(3, 400, 400))) == 2
+
+
+@pytest.mark.parametrize(
+    ("fn", "sanity", "taken"), [("fit", False, True), ("fit", True, False), ("validate", False, False)]
+)
+def test_precise_statistics_are_for_validations_of_a_fit(fn, sanity, taken):
+    model = DeconvNet(num_classes=2, width=2, precise_bn=3)
+    state = types.SimpleNamespace(fn=fn)
+    model._trainer = types.SimpleNamespace(state=state, sanity_checking=sanity, datamodule=None)
+    if taken:  # it asks for the datamodule, of which there is none
+        with pytest.raises(ValueError, match="precise_bn"):
+            model.on_validation_start()
+    else:
+        model.on_validation_start()
+
+
+def test_running_statistics_of_a_converted_file_are_taken(tmp_path):
+    options = {"num_classes": 3, "width": 2, "preprocessing": "caffe"}
+    content = DeconvNet(**options).network.state_dict()
+    for name in content:
+        if name.endswith(("running_mean", "running_var")):
+            content[name] = torch.rand_like(content[name]) + 2
+    torch.save(content, tmp_path / "caffe.pth")
+    ours = DeconvNet(**options, init_from=str(tmp_path / "caffe.pth")).network.state_dict()
+    assert all(torch.equal(ours[name], content[name]) for name in content)

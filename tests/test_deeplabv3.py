@@ -13,11 +13,13 @@ from torch import nn
 
 import seglight
 from seglight.models.atrous import ASPP, ConvBNReLU, SeparableConvBNReLU
+from seglight.models.backbones import Backbone
 from seglight.models.deeplabv3 import (
     DeepLabV3,
     DeepLabV3Cascade,
     DeepLabV3CascadeNetwork,
     DeepLabV3Network,
+    _copy_stage,
 )
 from seglight.models.deeplabv3plus import DeepLabV3Plus
 
@@ -606,3 +608,15 @@ def test_other_trunks_run_with_their_own_rule():
     assert network(torch.zeros(2, 3, 65, 65))["out"].shape[-1] == 5
     assert network.eval()(torch.zeros(2, 3, 65, 65))["out"].shape[-1] == 9
     assert isinstance(network.aspp.point, ConvBNReLU)
+
+
+def test_copies_of_a_trained_stage_start_anew():
+    stage = Backbone("resnet18").body.layer4
+    for layer in stage.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var):
+                tensor.fill_(7)
+    for layer in _copy_stage(stage, 512, "projection").modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all() and not layer.bias.any()
+            assert not layer.running_mean.any() and (layer.running_var == 1).all()

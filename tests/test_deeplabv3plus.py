@@ -311,3 +311,25 @@ def test_autocast_deepcopy_channels_last_and_export(options):
 def test_what_it_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         model(**options)
+
+
+def test_encoder_features_are_widened_corner_aligned():
+    network = DeepLabV3PlusNetwork(2, "resnet18", channels=4, low_level_channels=4).eval()
+    seen = {}
+    network.aspp.register_forward_hook(lambda _, args, out: seen.update(high=out))
+    network.decoder.register_forward_pre_hook(lambda _, args: seen.update(joined=args[0]))
+    with torch.no_grad():
+        network(torch.randn(1, 3, 65, 81, generator=torch.Generator().manual_seed(0)))
+    high, joined = seen["high"], seen["joined"][:, :4]
+    assert high.shape[-2:] == (9, 11) and joined.shape[-2:] == (17, 21)
+    torch.testing.assert_close(joined[..., ::2, ::2], high)  # the pixels of the small map are pixels of the large one
+
+
+def test_grouped_convolutions_are_not_depthwise():
+    """A ResNeXt's 32 groups keep their weight decay."""
+    model = DeepLabV3Plus(2, backbone="resnext50_32x4d", channels=8, preprocessing="torch", weight_decay=0.1)
+    decay = {id(p): group["weight_decay"] for group in model.parameter_groups() for p in group["params"]}
+    convs = [layer for layer in model.network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    grouped = [decay[id(conv.weight)] for conv in convs if 1 < conv.groups < conv.in_channels]
+    single = [decay[id(conv.weight)] for conv in convs if 1 < conv.groups == conv.in_channels]
+    assert grouped and set(grouped) == {0.1} and single and set(single) == {0.0}

@@ -620,3 +620,59 @@ def test_annotations_of_boxes_alone(tmp_path):
     assert bare.masks is None and bare.boxes.values == pytest.approx(full.values, abs=1e-12, nan_ok=True)
     nothing = evaluate_json(*written(tmp_path, document, []))
     assert nothing.masks is None and nothing.boxes.values["AP"] == 0
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_recall_of_a_class_is_with_the_most_detections(reference):
+    image = one([B] * 100 + [A], [0.9] * 100 + [0.1], truth=[A])
+    masks = metric({"0": image}, 1, max_detections=(1, 100, 1000), reference=reference).compute().masks
+    assert masks.ar.tolist() == [masks.values["AR1000"]] == [1]
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_double_of_the_first_detection_is_false(reference):
+    image = one([A, A, B], [0.9, 0.8, 0.7], truth=[A, B])
+    values = metric({"0": image}, 1, reference=reference).compute().masks.values
+    assert values["AP50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+def test_what_is_given_stays_as_it_is():
+    image = one([A, B], [0.9, 0.8], truth=[A, B])
+    for part in ("detections", "truth"):
+        image[part]["boxes"] = image[part]["boxes"].double()  # of the type that is kept
+    metric({"0": image}, 1).compute()
+    for part in ("detections", "truth"):
+        assert image[part]["boxes"].tolist() == [A, B]
+
+
+def rles(boxes):
+    out = []
+    for x1, y1, x2, y2 in boxes:
+        dense = np.zeros((H, W), np.uint8, order="F")
+        dense[y1:y2, x1:x2] = 1
+        out.append(mask.encode(dense))
+    return out
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("labels", [[0, 1], [1, 0]])
+def test_objects_of_equal_overlap_come_class_by_class_where_classes_do_not_count(labels, reference):
+    """Of two objects that a detection overlaps alike COCO takes the later one; useCats = 0 lists them by class."""
+    there, found = [[0, 0, 10, 10], [2, 0, 12, 10]], [[1, 0, 11, 10], [2, 0, 12, 10]]
+    truth = {
+        "boxes": torch.tensor(there).float(),
+        "labels": torch.tensor(labels),
+        "rles": rles(there),
+        "iscrowd": torch.tensor([False] * 2),
+        "area": torch.tensor([100.0] * 2),
+    }
+    detections = {
+        "boxes": torch.tensor(found).float(),
+        "labels": torch.tensor([0, 0]),
+        "rles": rles(found),
+        "scores": torch.tensor([0.9, 0.8]),
+    }
+    images = {"0": {"size": (H, W), "detections": detections, "truth": truth}}
+    ours = metric(images, agnostic=True, reference=reference).compute().masks.values["AR100"]
+    work = by_hand(*as_coco(images), "segm", use_cats=0)
+    assert ours == pytest.approx(work.eval["recall"][:, 0, 0, 2].mean(), abs=1e-12)

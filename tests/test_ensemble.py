@@ -470,3 +470,24 @@ def test_members_without_classes_need_not_agree_on_them(tmp_path):
     with torch.inference_mode():
         (found,) = model.detect([picture(32, 32)])
     assert 1 <= len(found["scores"]) <= 172  # of 2 * 86 windows of each
+
+
+def test_an_ensemble_of_proposals_keeps_a_thousand(tmp_path, monkeypatch):
+    model = FPNMaskProposal(backbone="resnet18", windows="5x5", mask_size=4)
+    content = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "it.ckpt")
+    ensemble = MaskEnsemble([str(tmp_path / "it.ckpt")])
+    left = torch.arange(1200) * 10.0  # apart: nothing is suppressed
+    boxes = torch.stack([left, left * 0, left + 8, left * 0 + 8], 1)
+    found = {
+        "boxes": boxes,
+        "windows": boxes,
+        "labels": torch.zeros(1200, dtype=torch.int64),
+        "scores": torch.linspace(0, 1, 1200),
+        "masks": torch.ones(1200, 4, 4),
+    }
+    (member,) = ensemble.network
+    monkeypatch.setattr(member, "detect", lambda images: [found for _ in images])
+    (merged,) = ensemble.detect([torch.zeros(3, 8, 8)])
+    assert len(merged["scores"]) == ensemble.limits[-1] == 1000

@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from seglight import inference
-from seglight.inference import labels, mirror_pad, multiscale, overlap_tile, rotations, sliding, window_starts
+from seglight.inference import (
+    labels,
+    mirror_pad,
+    multiscale,
+    overlap_tile,
+    rotations,
+    scaled_size,
+    sliding,
+    window_starts,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -529,3 +538,42 @@ def test_thin_images_turn_too(size):
 def test_no_rotation_is_refused():
     with pytest.raises(ValueError, match="count is 0"):
         rotations(pointwise, random(1, 3, 8, 8), 0)
+
+
+def test_many_looks_at_large_logits_stay_finite():
+    """Exponentials are summed: a thousand of the largest must not overflow, or the classes would be equal."""
+
+    def net(x):
+        return torch.stack([torch.full_like(x[:, 0], 500), torch.zeros_like(x[:, 0])], 1)
+
+    out = inference.sliding(net, torch.zeros(1, 3, 8, 8), 4, 1, aggregate="exp", flip=True)
+    assert out.isfinite().all() and (out.argmax(1) == 0).all()
+
+
+@pytest.mark.parametrize("aggregate", ["softmax", "logits", "exp"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_are_averaged_in_float32(dtype, aggregate):
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 3, 12, 14, generator=torch.Generator().manual_seed(1))
+
+    def half(x):
+        return torch.einsum("kc,bchw->bkhw", weight, x[..., ::2, ::2]).to(dtype)
+
+    for look in (
+        lambda net: inference.sliding(net, image, 8, 6, aggregate),
+        lambda net: inference.multiscale(net, image, (1.0, 1.5), aggregate=aggregate),
+    ):
+        out = look(half)
+        assert out.dtype == torch.float32 and torch.equal(out, look(lambda x: half(x).float()))
+
+
+def test_the_longer_side_is_rounded_first_as_in_the_release():
+    assert scaled_size((100, 200), 0.75, 473) == (178, 355)  # 354.75 -> 355, half of which is 177.5 -> 178
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.int64), (257, torch.int64)])
+def test_bytes_hold_255_classes(classes, dtype):
+    logits = torch.zeros(1, classes, 2, 2)
+    logits[:, -1] = 1
+    out = inference.labels(logits, (2, 2))
+    assert out.dtype == dtype and (out == classes - 1).all()

@@ -418,3 +418,53 @@ def test_only_plain_numbers_become_image_ids(name, written):
     kept = Predictions()
     kept._keep(SimpleNamespace(datamodule=None), outputs, {"image_id": [name]})
     assert [one["image_id"] for one in kept._results] == [written]
+
+
+class Fixed(nn.Module):
+    """Squares side by side in every image, of the given scores; a mask is 0.4 on the left, 0.9 on the right."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.weight, self.given = nn.Parameter(torch.zeros(1)), torch.tensor(scores)
+
+    def forward(self, images, targets=None):
+        left = torch.arange(len(self.given)) * 8.0
+        boxes = torch.stack([left, left * 0, left + 8, left * 0 + 8], 1)
+        mask = torch.full((len(boxes), 2, 2), 0.4)
+        mask[..., 1] = 0.9
+        return {}, [
+            {
+                "boxes": boxes,
+                "labels": torch.zeros(len(boxes), dtype=torch.int64),
+                "scores": self.given.clone(),
+                "masks": mask.clone(),
+                "windows": boxes.clone(),
+            }
+            for _ in images
+        ]
+
+
+def fixed(scores, **options):
+    return InstanceModel(Fixed(scores), num_classes=1, test_short_side=None, **options).eval()
+
+
+def test_of_several_looks_the_best_detections_are_kept():
+    scores = torch.linspace(0.1, 0.9, 120).tolist()
+    model = fixed(scores, test_flip=True)
+    (found,) = model.detect([torch.zeros(3, 8, 960)])
+    assert len(found["scores"]) == model.limits[-1] == 100 and found["scores"].min() > 0.2
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_pixels_belong_to_an_object_from_the_threshold_on(threshold):
+    model = fixed([0.9], test_threshold=threshold)
+    (rle,) = model.predict(np.zeros((8, 16, 3), np.uint8)).rles
+    found = model.detect([torch.zeros(3, 8, 16)])[0]
+    dense = mask_tools.paste(found["masks"], found["windows"], (8, 16), threshold)[0].numpy()
+    assert np.array_equal(mask_tools.decode([rle])[0], dense)
+    assert dense.any()
+
+
+def test_an_object_of_the_lowest_score_is_kept():
+    found = fixed([0.75, 0.5, 0.25]).predict(np.zeros((8, 32, 3), np.uint8), min_score=0.5)
+    assert found.scores.tolist() == [0.75, 0.5] and len(found.rles) == 2

@@ -155,3 +155,16 @@ def test_no_kernel_sums_the_pixels():
         for options in ({}, {"reduction": "sum"}, {"weight": [1.0, 2.0, 3.0]}, {"pixel_weight": torch.rand(2, 4, 4)}):
             cross_entropy(logits, mask, **options)
     assert reductions == [0] * 4
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-6, 1e3])
+def test_the_mean_does_not_depend_on_the_unit_of_the_weights(factor):
+    """Small class weights must not shrink the loss: the divisor is their sum, below 1 too."""
+    g = torch.Generator().manual_seed(0)
+    logits, mask = torch.randn(1, 3, 4, 4, generator=g), torch.randint(0, 3, (1, 4, 4), generator=g)
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(cross_entropy(logits, mask, weight * factor), F.cross_entropy(logits, mask, weight))
+    pixels = torch.rand(1, 4, 4, generator=g)
+    torch.testing.assert_close(
+        cross_entropy(logits, mask, None, pixels * factor), cross_entropy(logits, mask, None, pixels)
+    )

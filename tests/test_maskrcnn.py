@@ -812,3 +812,46 @@ def test_c4_takes_the_trunks_last_stage():
     assert network.levels(torch.zeros(1, 3, 64, 96))[0][0].shape == (1, 256, 4, 6)
     assert network.roi_heads.box_head(torch.zeros(5, 256, 14, 14)).shape == (5, 512)
     assert copy.deepcopy(network).roi_heads.mask_head.__self__ is not network.roi_heads.box_head
+
+
+def test_a_crowd_without_objects_beside_it_is_spared():
+    """Only where nothing else is left are anchors in a crowd background; what lies outside is enough."""
+    network = MaskRCNN(num_classes=2, backbone="resnet18").network
+    anchors = torch.tensor([[10.0, 10, 20, 20], [60, 60, 70, 70]])
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    for crowd, expected in (([0.0, 0, 40, 40], [-1, 0]), ([0.0, 0, 99, 99], [0, 0])):
+        labels, _ = network.rpn.assign_targets_to_anchors([anchors], [{**nothing, "crowds": torch.tensor([crowd])}])
+        assert labels[0].tolist() == expected
+
+
+def test_images_without_objects_give_every_parameter_a_gradient():
+    """Of 0: DDP would wait for those of the mask head on the other ranks."""
+    torch.manual_seed(0)
+    network = MaskRCNN(
+        num_classes=2, backbone="resnet18", batch_norm="train", trainable_layers=5, rois_per_image=8, train_proposals=8
+    ).network.train()
+    target = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "masks": torch.zeros(0, 64, 64, dtype=torch.bool),
+        "iscrowd": torch.zeros(0, dtype=torch.bool),
+        "area": torch.zeros(0),
+    }
+    losses, _ = network([torch.randn(3, 64, 64)], [target])
+    assert losses["mask"] == 0
+    torch.stack(list(losses.values())).sum().backward()
+    missing = [name for name, parameter in network.roi_heads.named_parameters() if parameter.grad is None]
+    assert not missing
+
+
+@pytest.mark.parametrize(("model", "rois"), [(MaskRCNN, 512), (MaskRCNNC4, 64)])
+def test_half_of_the_anchors_and_a_quarter_of_the_rois_are_objects(model, rois):
+    with torch.device("meta"):
+        network = model(num_classes=3, backbone="resnet18" if model is MaskRCNN else "resnet50").network
+    labels = torch.arange(4000) % 2  # more than enough of both
+    for sampler, positive, total in (
+        (network.rpn.fg_bg_sampler, 128, 256),
+        (network.roi_heads.fg_bg_sampler, rois // 4, rois),
+    ):
+        (chosen,), (others,) = sampler([labels])
+        assert (int(chosen.sum()), int(others.sum())) == (positive, total - positive)

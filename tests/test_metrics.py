@@ -301,3 +301,9 @@ def test_many_classes_are_listed_worst_first():
     rows = [line.split()[1] for line in printed(scores(table, names).as_table()).splitlines() if "│ class" in line]
     assert len(rows) == 40
     assert rows[0] == "class05" and rows[-1] == "class00"  # worst, and absent
+
+
+def test_the_share_of_pixels_is_that_of_the_ground_truth():
+    text = printed(scores(np.array([[6, 4], [0, 30]]), ["road", "sky"]).as_table())
+    shares = {line.split()[1]: line.split()[-2] for line in text.splitlines() if "│ road" in line or "│ sky" in line}
+    assert shares == {"road": "25.0", "sky": "75.0"}

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -478,3 +479,43 @@ def test_options_of_models_that_hide_them(tmp_path):
     assert seglight.load(tmp_path / "c.ckpt", test_flip=True).test_flip is True
     with pytest.raises(ValueError, match=r"no option test_flop\. Did you mean test_flip"):
         seglight.load(tmp_path / "c.ckpt", test_flop=True)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_optimiser_has_the_options_of_the_model(kind):
+    model = Tiny(num_classes=4, optimizer=kind, lr=0.5, momentum=0.25, weight_decay=0.125)
+    trainer = quiet(max_steps=1, limit_val_batches=0)
+    trainer.fit(model, Blocks())
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
+    for group in optimizer.param_groups:
+        assert group["initial_lr"] == 0.5 and group["weight_decay"] == 0.125
+        assert kind == "adamw" or (group["momentum"] == 0.25 and not group["nesterov"])
+
+
+def test_the_schedule_says_the_rate_of_a_resumed_run(tmp_path):
+    """`get_last_lr` is what callbacks log."""
+    first = quiet(max_steps=2, limit_val_batches=0)
+    first.fit(Tiny(num_classes=4, schedule="constant", lr=0.1), Blocks())
+    first.save_checkpoint(tmp_path / "it.ckpt")
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            (config,) = trainer.lr_scheduler_configs
+            seen.append((config.scheduler.get_last_lr(), [g["lr"] for g in trainer.optimizers[0].param_groups]))
+
+    again = quiet(max_steps=3, limit_val_batches=0, callbacks=[Look()])
+    again.fit(
+        Tiny(num_classes=4, schedule="constant", lr=0.5), Blocks(), ckpt_path=tmp_path / "it.ckpt", weights_only=False
+    )
+    assert seen[0][0] == seen[0][1] and set(seen[0][0]) == {0.5}
+
+
+def test_ranks_steps_and_parts_of_a_step_draw_differently():
+    model, seen = Tiny(num_classes=4), []
+    for rank, step, index in ((0, 0, 0), (1, 0, 0), (0, 1, 2), (0, 0, 1), (0, 0, 0)):
+        model._trainer = SimpleNamespace(accumulate_grad_batches=2, global_step=step, global_rank=rank)
+        model.on_train_batch_start({"image": torch.zeros(1, 3, 2, 2)}, index)
+        seen.append(tuple(torch.rand(4).tolist()))
+    assert len(set(seen[:4])) == 4 and seen[4] == seen[0]

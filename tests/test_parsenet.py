@@ -433,3 +433,10 @@ def test_pretrained_takes_the_torchvision_file(monkeypatch):
     assert {name: w.shape for name, w in taken.items()} == own
     with pytest.raises(ValueError, match='preprocessing is "caffe"'), torch.device("meta"):
         ParseNet(num_classes=21, pretrained=True, preprocessing="caffe")
+
+
+def test_scores_start_normal_with_001_and_biases_at_0():
+    torch.manual_seed(0)
+    score = ParseNetNetwork(21, width=16).score
+    assert score.weight.std().item() == pytest.approx(0.01, rel=0.05) and not score.bias.any()
+    assert score.weight.abs().max() > 0.03  # not uniform

@@ -443,3 +443,11 @@ def test_without_windows_the_whole_image_is_seen_at_every_scale():
     with torch.no_grad():
         model(torch.zeros(1, 3, 25, 32, dtype=torch.uint8))
     assert model.network.seen == [(19, 24), (38, 48)]
+
+
+def test_dropout_takes_whole_channels():
+    network = PSPNetNetwork(3, "resnet18", width=32, dropout=0.5)
+    for head, channels in ((network.head, 32), (network.aux, 16)):
+        (layer,) = [layer for layer in head if "Dropout" in type(layer).__name__]
+        out = layer.train()(torch.ones(4, channels, 5, 5))
+        assert (out == out[..., :1, :1]).all() and 0 < (out == 0).float().mean() < 1

@@ -9,6 +9,7 @@ from layer_table import layer_table, stored
 from torch import nn
 
 import seglight
+from seglight.losses import cross_entropy
 from seglight.models.unet import (
     UNet,
     UNetNetwork,
@@ -381,3 +382,36 @@ def test_options_are_checked_when_the_model_is_built():
         UNet(num_classes=2, width=2, test_rotations=0)
     assert UNet(num_classes=2, width=2).preprocessing == "grey"
     assert UNet(num_classes=2, width=2, in_channels=3).preprocessing == "torch"
+
+
+def test_the_ridge_reaches_into_the_objects_if_asked():
+    mask = torch.zeros(1, 20, 20, dtype=torch.uint8)
+    mask[:, 4:9, 4:9] = mask[:, 4:9, 10:15] = 1
+    outputs = {"out": torch.randn(1, 2, 20, 20, generator=torch.Generator().manual_seed(0))}
+    losses = [
+        UNet(2, width=2, border_weight=True, border_inside=inside).loss(outputs, {"mask": mask})["loss"]
+        for inside in (False, True)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_class_weights_and_border_weights_multiply():
+    mask = torch.zeros(1, 20, 20, dtype=torch.uint8)
+    mask[:, 4:9, 4:9] = 1
+    scores = torch.randn(1, 2, 20, 20, generator=torch.Generator().manual_seed(0))
+    model = UNet(2, width=2, border_weight=True, class_weights=[1.0, 4.0])
+    weights = torch.from_numpy(border_weights(separate(mask[0].numpy()), mask[0].numpy()))[None]
+    expected = cross_entropy(scores, mask, [1.0, 4.0], weights)
+    torch.testing.assert_close(model.loss({"out": scores}, {"mask": mask})["loss"], expected)
+
+
+def test_weighted_losses_are_summed_if_asked():
+    mask = torch.zeros(1, 20, 20, dtype=torch.uint8)
+    mask[:, 4:9, 4:9] = mask[:, 4:9, 11:16] = 1
+    outputs = {"out": torch.randn(1, 2, 20, 20, generator=torch.Generator().manual_seed(0))}
+    mean, total = (
+        UNet(2, width=2, border_weight=True, loss_reduction=kind).loss(outputs, {"mask": mask})["loss"]
+        for kind in ("mean", "sum")
+    )
+    weights = border_weights(separate(mask[0].numpy()), mask[0].numpy())
+    assert float(total / mean) == pytest.approx(weights.sum(), rel=1e-5)
