@@ -116,6 +116,8 @@ def test_schedules():
         ({"num_classes": 256}, "255"),
         ({"num_classes": 3, "classes": ["a"]}, "one name per class"),
         ({"num_classes": 3, "class_weights": [1.0]}, "one per class"),
+        ({"num_classes": 3, "lr": -1.0}, r"lr is -1.0; give a number of at least 0"),
+        ({"num_classes": 3, "weight_decay": float("nan")}, r"weight_decay is nan"),
         ({"num_classes": 3, "test_scales": [1.0, 0.0]}, r"test_scales is \[1.0, 0.0\]; give factors above 0"),
         ({"num_classes": 3, "test_window": 0}, "test_window is 0; give a number of pixels"),
         ({"num_classes": 3, "test_long_side": -5}, "test_long_side is -5; give a number of pixels"),

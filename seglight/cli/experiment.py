@@ -285,6 +285,8 @@ def _silence_known() -> None:
     ignore(category=FutureWarning, module="pytorch_lightning")
     # Scores are summed over ranks already.
     ignore(message=".*It is recommended to use `self.log.*sync_dist=True")
+    if "SLURM_JOB_ID" not in os.environ:  # on a machine that can also submit jobs
+        ignore(message="The `srun` command is available on your system but is not used")
     # Batches are built by our own workers; how many is the user's choice in data.workers.
     ignore(message=".*does not have many workers")
     ignore(message=".*Your `val_dataloader`'s sampler has shuffling enabled")

@@ -128,6 +128,10 @@ class BaseModel(RemembersArguments, LightningModule):
             )
         if classes is not None and len(classes) != num_classes:
             raise ValueError(f"{len(classes)} class names for {num_classes} classes; give one name per class.")
+        rates = {"lr": lr, "head_lr": head_lr, "bias_lr": bias_lr, "momentum": momentum, "weight_decay": weight_decay}
+        for name, rate in rates.items():
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"{name} is {rate}; give a number of at least 0.")
         if schedule == "steps" and not milestones:
             raise ValueError(
                 'model.schedule is "steps" but model.milestones is empty; list the steps that divide by 10.'
