@@ -82,6 +82,12 @@ def test_impossible_requests(arguments):
         scene(*arguments)
 
 
+def test_a_crop_of_nothing_is_not_the_whole_scene():
+    assert Shapes(image_size=(64, 80)).transform.crop == (64, 80)
+    with pytest.raises(ValueError, match=r"crop is \(0, 0\)"):
+        Shapes(crop=0)
+
+
 # ---------------------------------------------------------------- consistent
 
 

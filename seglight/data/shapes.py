@@ -102,7 +102,7 @@ class Shapes(SemanticDataModule):
         scale: tuple[float, float] = (0.75, 1.5),
         **kwargs: Any,
     ):
-        super().__init__(crop=crop or image_size, scale=scale, **kwargs)
+        super().__init__(crop=image_size if crop is None else crop, scale=scale, **kwargs)
         sizes = {"train": train_size, "val": val_size, "test": test_size}
         for split, size in sizes.items():
             if not 0 < size <= FIRST_INDEX["val"]:
