@@ -93,6 +93,15 @@ def test_caffe_puts_the_stride_in_the_first_convolution():
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
 
 
+@pytest.mark.parametrize("name", ["resnet18d", "ecaresnet26t"])
+def test_a_stride_with_other_layers_is_refused(name):
+    """Where timm averages before a shortcut it leaves the average out at stride 1: weights would move."""
+    backbone = Backbone(name, 16)
+    with pytest.raises(ValueError, match=f"{name} has other layers at output stride 8 than at 16"):
+        backbone.set_output_stride(8)
+    assert backbone.output_stride == 16 and backbone.strides[-1] == 16
+
+
 @pytest.mark.parametrize(
     ("name", "strides", "norm"),
     [
